@@ -1,0 +1,145 @@
+"""Which layer and position of GPT-2 decide the answer?
+
+    python interpretability.py
+
+runs a clean and a corrupted text that differ in one token, puts the clean residual stream into the corrupted run, one
+layer and position at a time, and writes logit(corrupted answer) - logit(clean answer) as a heatmap and a CSV.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from mingpt.interpretability import activation_patching, figures
+from mingpt.model import GPT
+from mingpt.pretrained import Unreachable
+
+MODEL = "gpt2"  # a name on the Hugging Face hub, a folder, or names, the small model that is part of this project
+CLEAN = "Michelle Jones was a top-notch student. Michelle"  # the text whose activations are put in
+CORRUPTED = "Michelle Smith was a top-notch student. Michelle"  # the same number of tokens, another name
+CLEAN_ANSWER = " Jones"  # one token, with its leading space; empty: the token in which CLEAN differs
+CORRUPTED_ANSWER = " Smith"  # one token, with its leading space; empty: the token in which CORRUPTED differs
+OUTPUT = "heatmap.png"  # .png, .svg or .pdf; the numbers go beside it, as .csv
+
+# What stands above as it was shipped. Only this experiment may be shown on the embedded model where gpt2 cannot be had.
+SHIPPED = (
+    "gpt2",
+    "Michelle Jones was a top-notch student. Michelle",
+    "Michelle Smith was a top-notch student. Michelle",
+    " Jones",
+    " Smith",
+)
+
+
+def main(arguments=None):
+    """Run the experiment; 0, or 2 after a message on stderr that says what to change."""
+    try:
+        experiment(parse(arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help=f"default: {MODEL}")
+    parser.add_argument("--clean", help=f"default: {CLEAN!r}")
+    parser.add_argument("--corrupted", help=f"default: {CORRUPTED!r}")
+    parser.add_argument("--clean-answer", help=f"default: {CLEAN_ANSWER!r}; empty: the differing token")
+    parser.add_argument("--corrupted-answer", help=f"default: {CORRUPTED_ANSWER!r}; empty: the differing token")
+    parser.add_argument("--output", default=OUTPUT, help=f"default: {OUTPUT}; .png, .svg or .pdf")
+    parser.add_argument("--device", default="cpu", help="default: cpu; cuda or mps where there is one")
+    options = parser.parse_args(arguments)
+    asked = [options.model, options.clean, options.corrupted, options.clean_answer, options.corrupted_answer]
+    constants = (MODEL, CLEAN, CORRUPTED, CLEAN_ANSWER, CORRUPTED_ANSWER)
+    options.untouched = asked == [None] * 5 and constants == SHIPPED
+    values = [constant if given is None else given for given, constant in zip(asked, constants)]
+    options.model, options.clean, options.corrupted, options.clean_answer, options.corrupted_answer = values
+    return options
+
+
+def experiment(options):
+    figures.check_output(options.output)
+    model = load_model(options.model, options.untouched)
+    config, tokenizer = model.config, model.tokenizer
+    print(f"Model: {model.name} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd}; {model.source})\n")
+
+    clean, corrupted, differing = activation_patching.encode_pair(tokenizer, options.clean, options.corrupted, model.block_size)
+    clean_answer = activation_patching.answer_id(tokenizer, options.clean_answer, clean, differing, "clean")
+    corrupted_answer = activation_patching.answer_id(tokenizer, options.corrupted_answer, corrupted, differing, "corrupted")
+    if clean_answer == corrupted_answer:
+        raise ValueError(f"both answers are {tokenizer.decode([clean_answer])!r}; they must be two different tokens")
+    print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
+
+    model, clean, corrupted = (each.to(options.device) for each in (model, clean, corrupted))
+    quantity = f"logit({tokenizer.decode([corrupted_answer])!r}) - logit({tokenizer.decode([clean_answer])!r})"
+    unpatched = {}
+    for name, ids in (("clean", clean), ("corrupted", corrupted)):
+        with torch.no_grad():
+            model(ids)
+        print_next_tokens(name, model.last_token_logits[0], tokenizer)
+        unpatched[name] = activation_patching.logit_difference(model, clean_answer, corrupted_answer)
+    for name, difference in unpatched.items():
+        print(f"{quantity} after the {name} text: {difference:.4f}")
+
+    differences = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer)
+    write(differences, tokenizer.tokens(corrupted[0]), quantity, options, model.name)
+    print(reading(differences, tokenizer.tokens(corrupted[0]), unpatched))
+
+
+def load_model(name, untouched):
+    """The model asked for; for the shipped experiment alone, the embedded one if gpt2 is neither cached nor on a hub in reach."""
+    try:
+        return GPT.from_pretrained(name)
+    except Unreachable as error:
+        if not untouched:
+            raise
+        print(f"{name} cannot be had now ({error.reason}); showing the embedded model names instead.", file=sys.stderr)
+        print(f"With a network, `python interpretability.py --model {name}` downloads it and shows it.", file=sys.stderr)
+        return GPT.from_pretrained("names")
+
+
+def print_inputs(clean, corrupted):
+    width = max(len(repr(token)) for token in ["clean", *clean])
+    print(f"position  {'clean':{width}}  corrupted")
+    for position, (one, other) in enumerate(zip(clean, corrupted)):
+        mark = "" if one == other else "  <- differs"
+        print(f"{position:8}  {one!r:{width}}  {other!r}{mark}")
+
+
+def print_next_tokens(name, logits, tokenizer, count=20):
+    """The most probable next tokens after the last position; logits (V,)."""
+    top = logits.softmax(-1).topk(min(count, len(logits)))
+    print(f"\nMost probable next tokens after the {name} text:\nposition  index  token           probability")
+    for position, (probability, index) in enumerate(zip(top.values.tolist(), top.indices.tolist()), 1):
+        print(f"{position:8}  {index:5}  {tokenizer.decode([index])!r:14}  {probability:11.4f}")
+    print()
+
+
+def write(differences, tokens, quantity, options, model_name):
+    title = f"clean: {options.clean}\ncorrupted: {options.corrupted}\n{model_name}, clean residual stream put into the corrupted run"
+    label = f"{quantity}, positive: the corrupted answer is ahead"
+    table = Path(options.output).with_suffix(".csv")
+    figures.save_figure(figures.draw_heatmap(differences, tokens, title, label), options.output)
+    figures.save_csv(differences, tokens, table)
+    print(f"Wrote {options.output} and {table}.")
+
+
+def reading(differences, tokens, unpatched):
+    """The one sentence: which cell moves the answer most (of equal ones, to 0.001, the first in layer and position)."""
+    moved = (differences - unpatched["corrupted"]).abs().mul(1000).round()
+    layer, position = divmod(moved.argmax().item(), moved.size(1))
+    return (
+        f"The answer moves most when the residual stream after layer {layer} at position {position} ({tokens[position]!r}) "
+        f"is the clean one: from {unpatched['corrupted']:.2f} to {differences[layer, position]:.2f}; "
+        f"the clean text itself gives {unpatched['clean']:.2f}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

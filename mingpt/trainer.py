@@ -1,0 +1,188 @@
+"""A training loop for any model whose forward(x, y) returns (logits, loss) and that has configure_optimizers.
+
+minGPT's interface (get_default_config, callbacks, run), and besides: a learning-rate schedule, evaluation, and
+checkpoints that resume exactly. Batch number s is drawn from a generator seeded by (seed, s) alone, so that a
+resumed run sees what the undisturbed one would have seen.
+"""
+
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mingpt import pretrained
+
+
+@dataclass(slots=True)
+class TrainerConfig:
+    device: str = "auto"  # cuda if there is one, else cpu
+    num_workers: int = 0  # processes that prepare batches
+    max_iters: int | None = None  # optimizer steps in all, resumed ones included; None runs until a callback raises StopIteration
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    betas: tuple = (0.9, 0.95)
+    weight_decay: float = 0.1
+    grad_norm_clip: float = 1.0
+    warmup_iters: int = 0  # steps of linear rise to learning_rate
+    final_learning_rate: float | None = None  # with max_iters: where a cosine from learning_rate ends; None is constant
+    seed: int = 3407  # of the batches' order
+    eval_interval: int | None = None  # steps between evaluations on eval_dataset
+    eval_batches: int = 10
+    checkpoint_dir: str | None = None  # folder for checkpoints, the newest of which is kept
+    checkpoint_interval: int = 1000  # steps between checkpoints
+
+
+class StepSampler:
+    """Endless batches of dataset indices from `start` on, drawn with replacement; batch s depends on (seed, s) alone."""
+
+    def __init__(self, size, batch_size, seed, start=0):
+        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
+
+    def __iter__(self):
+        step = self.start
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + step)
+            yield torch.randint(self.size, (self.batch_size,), generator=generator).tolist()
+            step += 1
+
+
+class Trainer:
+    """Trainer(config, model, train_dataset).run(); datasets give (x, y) pairs of LongTensors (T,).
+
+    Callbacks f(trainer) are called "on_batch_end" and "on_eval_end"; one that raises StopIteration ends the run.
+    Between steps iter_num, loss, eval_loss, iter_time, iter_dt, model and optimizer are there to read.
+    """
+
+    @staticmethod
+    def get_default_config():
+        return TrainerConfig()
+
+    def __init__(self, config, model, train_dataset, eval_dataset=None):
+        self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
+        device = config.device
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.model = model.to(self.device)
+        self.optimizer = model.configure_optimizers(config)
+        self.callbacks = defaultdict(list)
+        self.iter_num, self.loss, self.eval_loss, self.iter_time, self.iter_dt = 0, None, None, 0.0, 0.0
+
+    def add_callback(self, onevent, callback):
+        self.callbacks[onevent].append(callback)
+
+    def set_callback(self, onevent, callback):
+        self.callbacks[onevent] = [callback]
+
+    def trigger_callbacks(self, onevent):
+        for callback in self.callbacks[onevent]:
+            callback(self)
+
+    def learning_rate(self):
+        """The schedule's value for the coming step."""
+        config = self.config
+        if self.iter_num < config.warmup_iters:
+            return config.learning_rate * (self.iter_num + 1) / config.warmup_iters
+        if config.final_learning_rate is None:
+            return config.learning_rate
+        done = (self.iter_num - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
+        fall = (config.learning_rate - config.final_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+        return config.final_learning_rate + fall
+
+    def run(self):
+        """Train from iter_num to max_iters; ends with the model in train mode and, with a checkpoint_dir, a checkpoint."""
+        config = self.config
+        self.model.train()
+        self.iter_time = time.time()
+        batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
+        with tqdm(total=config.max_iters, initial=self.iter_num, disable=None, unit="step") as progress:
+            while config.max_iters is None or self.iter_num < config.max_iters:
+                self._step(*(tensor.to(self.device) for tensor in next(batches)))
+                progress.update()
+                progress.set_postfix(loss=f"{self.loss.item():.3f}", refresh=False)
+                try:
+                    self._after_step()
+                except StopIteration:
+                    break
+        if config.checkpoint_dir:
+            self.save_checkpoint()
+
+    def _loader(self, dataset, seed, start):
+        sampler = StepSampler(len(dataset), self.config.batch_size, seed, start)
+        own = torch.Generator()  # the loader's own draws must not move the global generator, which dropout reads
+        return DataLoader(dataset, batch_sampler=sampler, num_workers=self.config.num_workers, generator=own)
+
+    def _step(self, x, y):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        _, self.loss = self.model(x, y)
+        self.model.zero_grad(set_to_none=True)
+        self.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm_clip)
+        self.optimizer.step()
+
+    def _after_step(self):
+        config = self.config
+        self.iter_num += 1
+        now = time.time()
+        self.iter_dt, self.iter_time = now - self.iter_time, now
+        if config.eval_interval and self.iter_num % config.eval_interval == 0:
+            self.eval_loss = self.evaluate()
+            self.trigger_callbacks("on_eval_end")
+        if config.checkpoint_dir and self.iter_num % config.checkpoint_interval == 0:
+            self.save_checkpoint()
+        self.trigger_callbacks("on_batch_end")
+
+    @torch.no_grad()
+    def evaluate(self):
+        """Mean loss over the first eval_batches batches of eval_dataset, the same ones each time, in nats."""
+        self.model.eval()
+        batches = iter(self._loader(self.eval_dataset, self.config.seed + 1, 0))
+        losses = []
+        for _ in range(self.config.eval_batches):
+            x, y = next(batches)
+            losses.append(self.model(x.to(self.device), y.to(self.device))[1].item())
+        self.model.train()
+        return sum(losses) / len(losses)
+
+    def save_checkpoint(self):
+        """Write checkpoint_dir/step-N, a folder that from_pretrained takes, with trainer_state.pt; then drop the older ones.
+
+        It is written under another name and renamed when it is whole, so a kill at any moment leaves a whole newest one.
+        """
+        root = Path(self.config.checkpoint_dir)
+        final, partial = root / f"step-{self.iter_num:08d}", root / "partial"
+        if final.exists():
+            return
+        shutil.rmtree(partial, ignore_errors=True)
+        pretrained.save(self.model, partial)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        state = {"iter_num": self.iter_num, "optimizer": self.optimizer.state_dict(), "rng": rng}
+        torch.save(state, partial / "trainer_state.pt")
+        for file in partial.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())  # on disk before the name says that it is whole
+        partial.rename(final)
+        for older in root.glob("step-*"):
+            if older != final:
+                shutil.rmtree(older)
+
+    def resume(self):
+        """Go on from the newest checkpoint in checkpoint_dir: model, optimizer, random numbers, step. False if there is none."""
+        folders = sorted(Path(self.config.checkpoint_dir).glob("step-*"))
+        if not folders:
+            return False
+        self.model.load_state_dict(pretrained.load(str(folders[-1])).state_dict())
+        state = torch.load(folders[-1] / "trainer_state.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        self.iter_num = state["iter_num"]
+        return True
