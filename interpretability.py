@@ -65,13 +65,20 @@ def parse(arguments):
 
 def experiment(options):
     figures.check_output(options.output)
+    check_device(options.device)
     model = load_model(options.model, options.untouched)
     config, tokenizer = model.config, model.tokenizer
-    print(f"Model: {model.name} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd}; {model.source})\n")
+    print(
+        f"Model: {model.name} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd}; {model.source})\n"
+    )
 
-    clean, corrupted, differing = activation_patching.encode_pair(tokenizer, options.clean, options.corrupted, model.block_size)
+    clean, corrupted, differing = activation_patching.encode_pair(
+        tokenizer, options.clean, options.corrupted, model.block_size
+    )
     clean_answer = activation_patching.answer_id(tokenizer, options.clean_answer, clean, differing, "clean")
-    corrupted_answer = activation_patching.answer_id(tokenizer, options.corrupted_answer, corrupted, differing, "corrupted")
+    corrupted_answer = activation_patching.answer_id(
+        tokenizer, options.corrupted_answer, corrupted, differing, "corrupted"
+    )
     if clean_answer == corrupted_answer:
         raise ValueError(f"both answers are {tokenizer.decode([clean_answer])!r}; they must be two different tokens")
     print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
@@ -92,15 +99,26 @@ def experiment(options):
     print(reading(differences, tokenizer.tokens(corrupted[0]), unpatched))
 
 
+def check_device(name):
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"no device {name!r} here ({str(error).splitlines()[0]}); give cpu, or leave --device out"
+        ) from error
+
+
 def load_model(name, untouched):
-    """The model asked for; for the shipped experiment alone, the embedded one if gpt2 is neither cached nor on a hub in reach."""
+    """The model asked for; for the shipped experiment alone, the embedded one where gpt2 cannot be had."""
     try:
         return GPT.from_pretrained(name)
-    except Unreachable as error:
+    except Unreachable:
         if not untouched:
             raise
-        print(f"{name} cannot be had now ({error.reason}); showing the embedded model names instead.", file=sys.stderr)
-        print(f"With a network, `python interpretability.py --model {name}` downloads it and shows it.", file=sys.stderr)
+        print(
+            f"{name} is neither in the cache nor on a hub in reach: showing the embedded model names.", file=sys.stderr
+        )
+        print(f"With a network, `python interpretability.py --model {name}` downloads and shows it.", file=sys.stderr)
         return GPT.from_pretrained("names")
 
 
@@ -122,7 +140,8 @@ def print_next_tokens(name, logits, tokenizer, count=20):
 
 
 def write(differences, tokens, quantity, options, model_name):
-    title = f"clean: {options.clean}\ncorrupted: {options.corrupted}\n{model_name}, clean residual stream put into the corrupted run"
+    texts = f"clean: {options.clean}\ncorrupted: {options.corrupted}"
+    title = f"{texts}\n{model_name}: clean residual stream in the corrupted run"
     label = f"{quantity}, positive: the corrupted answer is ahead"
     table = Path(options.output).with_suffix(".csv")
     figures.save_figure(figures.draw_heatmap(differences, tokens, title, label), options.output)
@@ -134,9 +153,10 @@ def reading(differences, tokens, unpatched):
     """The one sentence: which cell moves the answer most (of equal ones, to 0.001, the first in layer and position)."""
     moved = (differences - unpatched["corrupted"]).abs().mul(1000).round()
     layer, position = divmod(moved.argmax().item(), moved.size(1))
+    before, after = unpatched["corrupted"], differences[layer, position]
     return (
-        f"The answer moves most when the residual stream after layer {layer} at position {position} ({tokens[position]!r}) "
-        f"is the clean one: from {unpatched['corrupted']:.2f} to {differences[layer, position]:.2f}; "
+        f"The answer moves most when the residual stream after layer {layer} at position {position} "
+        f"({tokens[position]!r}) is the clean one: from {before:.2f} to {after:.2f}; "
         f"the clean text itself gives {unpatched['clean']:.2f}."
     )
 

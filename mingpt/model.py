@@ -6,9 +6,10 @@ tensor can be seen or replaced is one call tap(site, tensor) -> tensor, and noth
 Sources: Radford et al. 2019 (GPT-2); the design of Karpathy's minGPT.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ ACTIVATIONS = {  # the names that config.json files use
 
 
 class Patch(NamedTuple):
-    """Replace `site` of block `layer` at `position` by `activation`; a plain (layer, position, activation) is its short form.
+    """Replace `site` of block `layer` at `position` by `activation`; a triple of the first three is its short form.
 
     position: an int (negative counts from the end), a slice, or None for all; at scores and pattern, the query's row.
     activation: a tensor that broadcasts to what it replaces, or a function from the old tensor to the new one.
@@ -228,13 +229,15 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config = config.complete()
         self.block_size = config.block_size
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "wpe": nn.Embedding(config.block_size, config.n_embd),
-            "drop": nn.Dropout(config.embd_pdrop),
-            "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-            "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.embd_pdrop),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
+            }
+        )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
@@ -272,11 +275,11 @@ class GPT(nn.Module):
         return torch.optim.AdamW(groups, lr=train_config.learning_rate, betas=train_config.betas)
 
     def forward(self, idx, targets=None, store_activations=False, patch_params=None):
-        """(logits (B,T,V), loss): the loss is None without targets (B,T), else the mean over targets that are not -1, in nats.
+        """(logits (B,T,V), loss); the loss is None without targets (B,T), else the mean in nats over those not -1.
 
         store_activations: True keeps the residual stream after each block in self.layer_activations {layer: (B,T,C)};
         a collection of SITES keeps these too, in self.activations {site: {layer: tensor}}. Copies, detached.
-        patch_params: a (layer, position, activation), a Patch, or a list of them; see Patch. Patched first, then stored.
+        patch_params: a (layer, position, activation), a Patch, or a list of them. Patched first, then stored.
         After every call self.last_token_logits is a detached copy of the last position's logits (B,V).
         """
         B, T = idx.shape
@@ -312,9 +315,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, do_sample=False, top_k=None):
-        """idx (B,T) continued by max_new_tokens: (B,T+max_new_tokens). Greedy unless do_sample; the context is the last block_size tokens.
+        """idx (B,T) with max_new_tokens more: (B,T+max_new_tokens); each from the last block_size tokens before it.
 
-        Call model.eval() first where the model has been in training: dropout is noise here.
+        The most probable token, or with do_sample one drawn at this temperature, from the top_k if given. Call
+        model.eval() first where the model has been in training: dropout is noise here.
         """
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.block_size :])[0][:, -1] / temperature  # (B,V)
@@ -327,7 +331,7 @@ class GPT(nn.Module):
 
 
 def as_store(store_activations):
-    """False -> {}, nothing is stored; True or a collection of sites -> {site: {}}, with resid_post always among them."""
+    """False -> {}, nothing is stored; True or a collection of sites -> {site: {}}, always with resid_post."""
     if store_activations is True or not store_activations:
         return {"resid_post": {}} if store_activations else {}
     sites = [store_activations] if isinstance(store_activations, str) else store_activations

@@ -59,7 +59,8 @@ MOVED = {  # what the hub forwards these names to; the cache may have the model 
     "distilgpt2": "distilbert/distilgpt2",
 }
 PATIENCE = 8  # seconds in which the hub must answer; huggingface_hub itself tries for 24
-TRIES = 3  # of a download whose connection is reset; one that ends early huggingface_hub itself resumes
+TRIES = 3  # of a download that breaks off, beyond what huggingface_hub itself resumes
+BROKEN = ("ReadError", "RemoteProtocolError")  # httpx's names for a connection that was reset, or ended early
 
 
 class Unreachable(ValueError):
@@ -382,7 +383,7 @@ def fetch(repo, revision, filename):
         except errors.EntryNotFoundError:
             return None
         except Exception as error:  # of requests, httpx, hf_xet or the disk, by version of huggingface_hub
-            if tries_left and type(error).__name__ == "ReadError":  # reset by the other side
+            if tries_left and type(error).__name__ in BROKEN:
                 continue
             place, todo = f"{filename} of {repo} from {constants.ENDPOINT}", "nothing was kept in part, run this again"
             raise ValueError(f"the download of {place} broke off: {one_line(error)}; {todo}") from error

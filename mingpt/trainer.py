@@ -24,7 +24,9 @@ from mingpt import pretrained
 class TrainerConfig:
     device: str = "auto"  # cuda if there is one, else cpu
     num_workers: int = 0  # processes that prepare batches
-    max_iters: int | None = None  # optimizer steps in all, resumed ones included; None runs until a callback raises StopIteration
+    max_iters: int | None = (
+        None  # optimizer steps in all, resumed ones included; None runs until a callback raises StopIteration
+    )
     batch_size: int = 64
     learning_rate: float = 3e-4
     betas: tuple = (0.9, 0.95)
@@ -40,7 +42,7 @@ class TrainerConfig:
 
 
 class StepSampler:
-    """Endless batches of dataset indices from `start` on, drawn with replacement; batch s depends on (seed, s) alone."""
+    """Endless batches of dataset indices, drawn with replacement, from batch number `start` on."""
 
     def __init__(self, size, batch_size, seed, start=0):
         self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
@@ -48,7 +50,7 @@ class StepSampler:
     def __iter__(self):
         step = self.start
         while True:
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + step)
+            generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + step) % 2**32)  # it takes 32 bits
             yield torch.randint(self.size, (self.batch_size,), generator=generator).tolist()
             step += 1
 
@@ -95,7 +97,7 @@ class Trainer:
         return config.final_learning_rate + fall
 
     def run(self):
-        """Train from iter_num to max_iters; ends with the model in train mode and, with a checkpoint_dir, a checkpoint."""
+        """Train from iter_num to max_iters. It ends in train mode, with a checkpoint if there is a checkpoint_dir."""
         config = self.config
         self.model.train()
         self.iter_time = time.time()
@@ -151,9 +153,9 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def save_checkpoint(self):
-        """Write checkpoint_dir/step-N, a folder that from_pretrained takes, with trainer_state.pt; then drop the older ones.
+        """Write checkpoint_dir/step-N: a folder that from_pretrained takes, with trainer_state.pt; drop the older ones.
 
-        It is written under another name and renamed when it is whole, so a kill at any moment leaves a whole newest one.
+        It is written under another name and renamed when whole, so a kill at any moment leaves a whole newest one.
         """
         root = Path(self.config.checkpoint_dir)
         final, partial = root / f"step-{self.iter_num:08d}", root / "partial"
@@ -174,7 +176,7 @@ class Trainer:
                 shutil.rmtree(older)
 
     def resume(self):
-        """Go on from the newest checkpoint in checkpoint_dir: model, optimizer, random numbers, step. False if there is none."""
+        """Go on from the newest checkpoint: model, optimizer, random numbers, step. False if there is none."""
         folders = sorted(Path(self.config.checkpoint_dir).glob("step-*"))
         if not folders:
             return False

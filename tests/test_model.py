@@ -61,7 +61,9 @@ def test_every_site_is_stored_with_its_shape(model, clean):
 
 def test_true_stores_the_residual_stream_after_each_block_only(model, clean):
     model(clean, store_activations=True)
-    assert {layer: tuple(x.shape) for layer, x in model.layer_activations.items()} == {l: (B, T, H * D) for l in range(L)}
+    assert {layer: tuple(x.shape) for layer, x in model.layer_activations.items()} == dict.fromkeys(
+        range(L), (B, T, H * D)
+    )
     assert model.activations == {}
 
 
@@ -101,7 +103,9 @@ def test_the_sites_are_what_their_names_say(model, clean):
         future = torch.tensor([[key > query for key in range(T)] for query in range(T)])
         torch.testing.assert_close(at["scores"][layer], scores.masked_fill(future, -torch.inf))
         torch.testing.assert_close(at["pattern"][layer].sum(-1), torch.ones(B, H, T))
-        torch.testing.assert_close(at["z"][layer], torch.einsum("bhqk,bhkd->bhqd", at["pattern"][layer], at["v"][layer]))
+        torch.testing.assert_close(
+            at["z"][layer], torch.einsum("bhqk,bhkd->bhqd", at["pattern"][layer], at["v"][layer])
+        )
         torch.testing.assert_close(at["mlp_post"][layer], F.gelu(at["mlp_pre"][layer], approximate="tanh"))
         torch.testing.assert_close(at["mlp_out"][layer], block.mlp.c_proj(at["mlp_post"][layer]))
 
@@ -117,7 +121,9 @@ def test_patching_the_whole_residual_stream_gives_the_clean_logits(model, clean,
 @pytest.mark.parametrize("site", SITES)
 def test_a_patch_left_of_the_first_difference_changes_nothing(model, clean, corrupted, site):
     model(clean, store_activations=[site])
-    index = (slice(None), slice(None), slice(0, 2)) if site in HEAD_SITES + ATTENTION_SITES else (slice(None), slice(0, 2))
+    index = (
+        (slice(None), slice(None), slice(0, 2)) if site in HEAD_SITES + ATTENTION_SITES else (slice(None), slice(0, 2))
+    )
     patch = Patch(1, slice(0, 2), model.activations[site][1][index], site)
     assert torch.equal(logits_of(model, corrupted, patch_params=patch), logits_of(model, corrupted))
 
@@ -125,7 +131,7 @@ def test_a_patch_left_of_the_first_difference_changes_nothing(model, clean, corr
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("position", [2, -1, slice(1, 4), None])
 def test_a_patch_replaces_what_it_says_and_nothing_else(model, clean, site, position):
-    """The stored tensor of a patched run is the plain run's with the addressed part replaced: patched first, then stored."""
+    """A patched run stores the plain run's tensor with the addressed part replaced: patched first, then stored."""
     model(clean, store_activations=SITES)
     expected = model.activations[site][2].clone()
     where = slice(None) if position is None else position
@@ -158,7 +164,10 @@ def test_patches_in_a_list_are_all_applied_in_order(model, clean):
     after = model.layer_activations[2]
     after[:, 0] = two
     assert torch.equal(both, logits_of(model, clean, patch_params=(2, None, after)))
-    assert torch.equal(logits_of(model, clean, patch_params=[(1, 3, one), (1, 3, two)]), logits_of(model, clean, patch_params=(1, 3, two)))
+    assert torch.equal(
+        logits_of(model, clean, patch_params=[(1, 3, one), (1, 3, two)]),
+        logits_of(model, clean, patch_params=(1, 3, two)),
+    )
 
 
 def test_a_patch_writes_into_no_tensor_of_the_caller(model, clean):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 def encode_pair(tokenizer, clean, corrupted, block_size):
-    """(clean ids (1,T), corrupted ids (1,T), positions at which they differ); ValueError if the texts cannot be compared."""
+    """(clean ids (1,T), corrupted ids (1,T), positions that differ); ValueError if the texts cannot be compared."""
     pair = []
     for name, text in (("clean", clean), ("corrupted", corrupted)):
         if not text:
@@ -41,9 +41,13 @@ def answer_id(tokenizer, answer, ids, differing, name):
         if len(tokens) == 1:
             return tokens[0]
         shown = "|".join(tokenizer.tokens(tokens))
-        raise ValueError(f"the {name} answer {answer!r} is {len(tokens)} tokens ({shown}); it must be one: mind the leading space")
+        raise ValueError(
+            f"the {name} answer {answer!r} is {len(tokens)} tokens ({shown}); it must be one: mind the leading space"
+        )
     if len(differing) > 1:
-        raise ValueError(f"the texts differ at positions {differing}; name the {name} answer, or let them differ in one token")
+        raise ValueError(
+            f"the texts differ at positions {differing}; name the {name} answer, or let them differ in one token"
+        )
     return ids[0, differing[0]].item()
 
 
@@ -55,10 +59,11 @@ def logit_difference(model, clean_answer, corrupted_answer):
 
 @torch.no_grad()
 def patch_loop(model, clean, corrupted, clean_answer, corrupted_answer):
-    """The logit difference of the corrupted run with the clean residual stream after block l at position p: (L,T), in logits.
+    """Logit difference of the corrupted run with the clean residual stream after block l at position p: (L,T), logits.
 
     clean, corrupted: ids (1,T); answers: token ids. difference = logit(corrupted answer) - logit(clean answer), so
-    lower than the corrupted run's own value = towards the clean run. This loop defines the result. Cost: 1 + L*T passes.
+    lower than the corrupted run's own value = towards the clean run. This loop is the definition of the result.
+    Cost: 1 + L*T passes.
     """
     model(clean, store_activations=True)
     clean_residual = model.layer_activations  # {layer: (1,T,C)}

@@ -31,14 +31,14 @@ def token_labels(tokens):
 
 
 def draw_heatmap(values, tokens, title, quantity):
-    """The matplotlib Figure of values (L,T): layers up, positions across, colours centred at 0, blue below and red above."""
+    """The matplotlib Figure of values (L,T): layers up, positions across; red above 0, white at 0, blue below."""
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
 
     L, T = values.shape
     figure = Figure(figsize=(max(6.4, 0.62 * T + 2.6), max(4.4, 0.34 * L + 2.6)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="RdBu_r", norm=CenteredNorm(0), aspect="auto", origin="lower")
+    image = axes.imshow(values.numpy(), cmap="RdBu_r", norm=CenteredNorm(0), aspect="auto", origin="lower")
     axes.set_xticks(range(T), token_labels(tokens), rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(L))
     axes.set_xlabel("position and token of the corrupted text")
@@ -61,7 +61,7 @@ def save_figure(figure, path):
 
 
 def save_csv(values, tokens, path):
-    """Write values (L,T): a header `layer,<position and token>...`, then a row per layer, layer 0 first, in full precision."""
+    """Write values (L,T): a header `layer,<position and token>...`, then a row per layer from 0, in full precision."""
     beside = _beside(path)
     with open(beside, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -71,7 +71,9 @@ def save_csv(values, tokens, path):
 
 
 def _cells(values):
-    return (((layer, position), value) for layer, row in enumerate(values.tolist()) for position, value in enumerate(row))
+    return (
+        ((layer, position), value) for layer, row in enumerate(values.tolist()) for position, value in enumerate(row)
+    )
 
 
 def _beside(path):

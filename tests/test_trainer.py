@@ -1,0 +1,157 @@
+"""The training loop: it learns, it shows what it does, it resumes exactly, and a kill leaves a whole checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mingpt.model import GPT, GPTConfig
+from mingpt.trainer import StepSampler, Trainer
+
+
+class Counting(torch.utils.data.Dataset):
+    """Each row counts on from a start: the next token is always this one plus one."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        row = (torch.arange(7) + index) % 11
+        return row[:-1], row[1:]
+
+
+def small_model():
+    torch.manual_seed(0)
+    return GPT(
+        GPTConfig(n_layer=2, n_head=3, n_embd=21, vocab_size=11, block_size=6)
+    )  # with dropout, which draws from the RNG
+
+
+def make_trainer(model=None, **settings):
+    config = Trainer.get_default_config()
+    settings = {"device": "cpu", "max_iters": 6, "batch_size": 4, "learning_rate": 1e-2} | settings
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return Trainer(config, model or small_model(), Counting(), Counting())
+
+
+def test_it_learns_to_count():
+    trainer = make_trainer(max_iters=150, batch_size=16, eval_interval=150)
+    before = trainer.evaluate()
+    trainer.run()
+    assert before > 2 and trainer.eval_loss < 0.3
+
+
+def test_evaluation_is_the_same_each_time_and_leaves_train_mode():
+    trainer = make_trainer()
+    trainer.model.train()
+    assert trainer.evaluate() == trainer.evaluate()
+    assert trainer.model.training
+
+
+def test_callbacks_are_called_after_each_step_and_may_end_the_run():
+    seen = []
+
+    def stop(trainer):
+        seen.append((trainer.iter_num, trainer.loss.item(), trainer.iter_dt > 0))
+        if trainer.iter_num == 3:
+            raise StopIteration
+
+    trainer = make_trainer(max_iters=None)
+    trainer.add_callback("on_batch_end", lambda trainer: seen.append("added"))
+    trainer.set_callback("on_batch_end", stop)
+    trainer.run()
+    assert [step for step, _, _ in seen] == [1, 2, 3] and all(timed for _, _, timed in seen)
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine():
+    trainer = make_trainer(max_iters=110, learning_rate=1.0, warmup_iters=10, final_learning_rate=0.2)
+    rates = []
+    for step in (0, 4, 9, 10, 60, 110):
+        trainer.iter_num = step
+        rates.append(trainer.learning_rate())
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.6, 0.2])
+
+
+def test_a_batch_depends_on_the_seed_and_its_number_alone():
+    from itertools import islice
+
+    whole = list(islice(StepSampler(100, 4, seed=1), 6))
+    assert list(islice(StepSampler(100, 4, seed=1, start=3), 3)) == whole[3:]
+    assert whole != list(islice(StepSampler(100, 4, seed=2), 6))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, num_workers):
+    undisturbed = make_trainer(num_workers=num_workers, final_learning_rate=1e-3)
+    undisturbed.run()
+
+    first = make_trainer(checkpoint_dir=tmp_path / "run", final_learning_rate=1e-3)
+    first.add_callback("on_batch_end", stop_at_three)
+    first.run()
+    torch.manual_seed(999)  # another process would have other random numbers
+    second = make_trainer(model=other_model(), checkpoint_dir=tmp_path / "run", final_learning_rate=1e-3)
+    assert second.resume() and second.iter_num == 3
+    second.run()
+    for name, weight in undisturbed.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def stop_at_three(trainer):
+    if trainer.iter_num == 3:
+        raise StopIteration
+
+
+def other_model():
+    model = small_model()
+    torch.nn.init.normal_(model.transformer.wte.weight)
+    return model
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
+    assert not make_trainer(checkpoint_dir=tmp_path / "none").resume()
+
+
+def test_a_checkpoint_folder_is_a_model_for_from_pretrained_and_the_newest_one_is_kept(tmp_path):
+    trainer = make_trainer(checkpoint_dir=tmp_path, checkpoint_interval=2)
+    trainer.run()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000006"]
+    ids = torch.arange(5)[None]
+    for folder in (tmp_path, tmp_path / "step-00000006"):
+        assert torch.equal(GPT.from_pretrained(str(folder))(ids)[0], trainer.model.eval()(ids)[0])
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_trainer import make_trainer
+trainer = make_trainer(checkpoint_dir=sys.argv[1], checkpoint_interval=1, max_iters=100000)
+trainer.resume()
+trainer.run()
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path):
+    """Checkpoints are written all the time, so that a kill is likely to fall into the writing of one."""
+    reached = 0
+    for pause in (0.31, 0.17):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stderr=subprocess.DEVNULL)
+        while not any(int(folder.name[5:]) > reached for folder in tmp_path.glob("step-*")):
+            assert process.poll() is None, "the training run ended by itself"
+            time.sleep(0.05)
+        time.sleep(pause)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        trainer = make_trainer(model=other_model(), checkpoint_dir=tmp_path)
+        assert trainer.resume() and trainer.iter_num > reached
+        reached = trainer.iter_num
+    weights = make_trainer(max_iters=reached)
+    weights.run()
+    resumed = make_trainer(model=other_model(), checkpoint_dir=tmp_path, max_iters=reached)
+    resumed.resume()
+    for name, weight in weights.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
