@@ -14,7 +14,7 @@ import torch
 
 from mingpt.interpretability import activation_patching, figures
 from mingpt.model import GPT
-from mingpt.pretrained import Unreachable
+from mingpt.pretrained import Unavailable
 
 MODEL = "gpt2"  # a name on the Hugging Face hub, a folder, or names, the small model that is part of this project
 CLEAN = "Michelle Jones was a top-notch student. Michelle"  # the text whose activations are put in
@@ -35,9 +35,11 @@ SHIPPED = (
 
 def main(arguments=None):
     """Run the experiment; 0, or 2 after a message on stderr that says what to change."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # tokens may hold what the terminal cannot show
     try:
         experiment(parse(arguments))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -47,13 +49,18 @@ def main(arguments=None):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help=f"default: {MODEL}")
-    parser.add_argument("--clean", help=f"default: {CLEAN!r}")
-    parser.add_argument("--corrupted", help=f"default: {CORRUPTED!r}")
-    parser.add_argument("--clean-answer", help=f"default: {CLEAN_ANSWER!r}; empty: the differing token")
-    parser.add_argument("--corrupted-answer", help=f"default: {CORRUPTED_ANSWER!r}; empty: the differing token")
-    parser.add_argument("--output", default=OUTPUT, help=f"default: {OUTPUT}; .png, .svg or .pdf")
-    parser.add_argument("--device", default="cpu", help="default: cpu; cuda or mps where there is one")
+    for flag, default, more in (
+        ("--model", MODEL, ""),
+        ("--clean", CLEAN, ""),
+        ("--corrupted", CORRUPTED, ""),
+        ("--clean-answer", CLEAN_ANSWER, "; empty: the differing token"),
+        ("--corrupted-answer", CORRUPTED_ANSWER, "; empty: the differing token"),
+    ):
+        parser.add_argument(flag, help=f"default: {default!r}{more}".replace("%", "%%"))
+    parser.add_argument(
+        "--output", default=OUTPUT, help="default: %(default)s; .png, .svg or .pdf, and a .csv beside it"
+    )
+    parser.add_argument("--device", default="cpu", help="default: %(default)s; cuda or mps where there is one")
     options = parser.parse_args(arguments)
     asked = [options.model, options.clean, options.corrupted, options.clean_answer, options.corrupted_answer]
     constants = (MODEL, CLEAN, CORRUPTED, CLEAN_ANSWER, CORRUPTED_ANSWER)
@@ -68,23 +75,22 @@ def experiment(options):
     check_device(options.device)
     model = load_model(options.model, options.untouched)
     config, tokenizer = model.config, model.tokenizer
-    print(
-        f"Model: {model.name} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd}; {model.source})\n"
-    )
+    print(f"Model: {model.source} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd})\n")
+    if tokenizer is None:
+        raise ValueError(f"{options.model} has no tokenizer; put the model's merges.txt (and vocab.json) beside it")
 
-    clean, corrupted, differing = activation_patching.encode_pair(
-        tokenizer, options.clean, options.corrupted, model.block_size
-    )
+    pair = activation_patching.encode_pair(tokenizer, options.clean, options.corrupted, model.block_size)
+    clean, corrupted, differing = pair
     clean_answer = activation_patching.answer_id(tokenizer, options.clean_answer, clean, differing, "clean")
     corrupted_answer = activation_patching.answer_id(
         tokenizer, options.corrupted_answer, corrupted, differing, "corrupted"
     )
     if clean_answer == corrupted_answer:
-        raise ValueError(f"both answers are {tokenizer.decode([clean_answer])!r}; they must be two different tokens")
+        raise ValueError(f"both answers are {shown(tokenizer, clean_answer)}; they must be two different tokens")
     print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
 
     model, clean, corrupted = (each.to(options.device) for each in (model, clean, corrupted))
-    quantity = f"logit({tokenizer.decode([corrupted_answer])!r}) - logit({tokenizer.decode([clean_answer])!r})"
+    quantity = f"logit({shown(tokenizer, corrupted_answer)}) - logit({shown(tokenizer, clean_answer)})"
     unpatched = {}
     for name, ids in (("clean", clean), ("corrupted", corrupted)):
         with torch.no_grad():
@@ -93,6 +99,8 @@ def experiment(options):
         unpatched[name] = activation_patching.logit_difference(model, clean_answer, corrupted_answer)
     for name, difference in unpatched.items():
         print(f"{quantity} after the {name} text: {difference:.4f}")
+    if not unpatched["clean"] < 0 < unpatched["corrupted"]:
+        print("The model does not prefer each text's own answer: read what follows with care.")
 
     differences = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer)
     write(differences, tokenizer.tokens(corrupted[0]), quantity, options, model.name)
@@ -101,7 +109,7 @@ def experiment(options):
 
 def check_device(name):
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"no device {name!r} here ({str(error).splitlines()[0]}); give cpu, or leave --device out"
@@ -112,14 +120,19 @@ def load_model(name, untouched):
     """The model asked for; for the shipped experiment alone, the embedded one where gpt2 cannot be had."""
     try:
         return GPT.from_pretrained(name)
-    except Unreachable:
+    except Unavailable:
         if not untouched:
             raise
         print(
-            f"{name} is neither in the cache nor on a hub in reach: showing the embedded model names.", file=sys.stderr
+            f"{name} is not in the cache and cannot be had from the hub: this is the embedded model.", file=sys.stderr
         )
         print(f"With a network, `python interpretability.py --model {name}` downloads and shows it.", file=sys.stderr)
         return GPT.from_pretrained("names")
+
+
+def shown(tokenizer, index):
+    """A token as Python writes it; a model may have rows more than its tokenizer has tokens."""
+    return repr(tokenizer.decode([index])) if index in tokenizer.encoder.token_bytes else f"<{index}>"
 
 
 def print_inputs(clean, corrupted):
@@ -135,18 +148,20 @@ def print_next_tokens(name, logits, tokenizer, count=20):
     top = logits.softmax(-1).topk(min(count, len(logits)))
     print(f"\nMost probable next tokens after the {name} text:\nposition  index  token           probability")
     for position, (probability, index) in enumerate(zip(top.values.tolist(), top.indices.tolist()), 1):
-        print(f"{position:8}  {index:5}  {tokenizer.decode([index])!r:14}  {probability:11.4f}")
+        print(f"{position:8}  {index:5}  {shown(tokenizer, index):14}  {probability:11.4f}")
     print()
 
 
 def write(differences, tokens, quantity, options, model_name):
-    texts = f"clean: {options.clean}\ncorrupted: {options.corrupted}"
-    title = f"{texts}\n{model_name}: clean residual stream in the corrupted run"
+    title = f"clean: {options.clean!r}\ncorrupted: {options.corrupted!r}"
+    title += f"\n{model_name}: clean residual stream put in after the layer, at the position"
     label = f"{quantity}, positive: the corrupted answer is ahead"
-    table = Path(options.output).with_suffix(".csv")
-    figures.save_figure(figures.draw_heatmap(differences, tokens, title, label), options.output)
-    figures.save_csv(differences, tokens, table)
-    print(f"Wrote {options.output} and {table}.")
+    picture, table = Path(options.output), Path(options.output).with_suffix(".csv")
+    labels = figures.token_labels(tokens)
+    with figures.written_whole(picture, table) as beside:
+        figures.save_figure(figures.draw_heatmap(differences, labels, title, label), beside(picture))
+        figures.save_csv(differences, labels, beside(table))
+    print(f"Wrote {picture} and {table}.")
 
 
 def reading(differences, tokens, unpatched):

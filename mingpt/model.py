@@ -6,6 +6,7 @@ tensor can be seen or replaced is one call tap(site, tensor) -> tensor, and noth
 Sources: Radford et al. 2019 (GPT-2); the design of Karpathy's minGPT.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ MODEL_TYPES = {  # name -> layers, heads, width
     "gpt-micro": (4, 4, 128),
     "gpt-nano": (3, 3, 48),
 }
+
+MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older checkpoints, not weights
 
 ACTIVATIONS = {  # the names that config.json files use
     "gelu_new": partial(F.gelu, approximate="tanh"),  # GPT-2's own
@@ -70,16 +73,18 @@ class Patch(NamedTuple):
         """ValueError, saying what the right ones are, if there is no such site, layer, head or position."""
         if self.site not in SITES:
             raise ValueError(f"no site {self.site!r}; the sites are {', '.join(SITES)}")
-        if not isinstance(self.layer, int) or not 0 <= self.layer < n_layer:
+        if type(self.layer) is not int or not 0 <= self.layer < n_layer:
             raise ValueError(f"no layer {self.layer!r}; the layers are 0 to {n_layer - 1}")
         if self.head is not None and self.site not in HEAD_SITES + ATTENTION_SITES:
             raise ValueError(f"{self.site} has no heads; those that have are {', '.join(HEAD_SITES + ATTENTION_SITES)}")
-        if self.head is not None and not (isinstance(self.head, int) and 0 <= self.head < n_head):
+        if self.head is not None and not (type(self.head) is int and 0 <= self.head < n_head):
             raise ValueError(f"no head {self.head!r}; the heads are 0 to {n_head - 1}")
-        if isinstance(self.position, int) and not -T <= self.position < T:
+        if type(self.position) is int and not -T <= self.position < T:
             raise ValueError(f"no position {self.position}; the input's positions are 0 to {T - 1} (or -{T} to -1)")
-        if not isinstance(self.position, (int, slice, type(None))):
+        if type(self.position) not in (int, slice, type(None)):
             raise ValueError(f"position must be an int, a slice or None, got {self.position!r}")
+        if isinstance(self.position, slice) and not (self.position.step or 1) > 0:
+            raise ValueError(f"the step of {self.position} must be positive; order the activation instead")
         if isinstance(self.position, slice) and not range(T)[self.position]:
             raise ValueError(f"{self.position} selects none of the input's positions 0 to {T - 1}")
         if not (callable(self.activation) or isinstance(self.activation, torch.Tensor)):
@@ -90,6 +95,8 @@ class Patch(NamedTuple):
         x = x.clone()
         old = x[self.index]
         new = self.activation(old.clone()) if callable(self.activation) else self.activation
+        if not isinstance(new, torch.Tensor):
+            raise ValueError(f"the patch function for {self.site} must return a tensor, got {type(new).__name__}")
         try:
             x[self.index] = new.to(x).broadcast_to(old.shape)
         except RuntimeError as error:
@@ -101,11 +108,25 @@ class Patch(NamedTuple):
 
 
 def as_patches(patch_params):
-    """None, one patch or triple, or a list of them -> a list of Patch."""
+    """None, one patch or triple, or a list of them -> a list of Patch, its numbers as plain ints."""
     if patch_params is None:
         return []
-    one = isinstance(patch_params, tuple) and not isinstance(patch_params[0], tuple)
-    return [Patch(*patch) for patch in ([patch_params] if one else patch_params)]
+    one = isinstance(patch_params, tuple) and not isinstance(next(iter(patch_params), None), tuple)
+    try:
+        patches = [Patch(*patch) for patch in ([patch_params] if one else patch_params)]
+    except TypeError as error:
+        raise ValueError("patch_params must be (layer, position, activation), a Patch, or a list of them") from error
+    return [p._replace(layer=plain(p.layer), position=plain(p.position), head=plain(p.head)) for p in patches]
+
+
+def plain(number):
+    """An int of NumPy or PyTorch as Python's; anything else as it is, for Patch.check to judge."""
+    if isinstance(number, bool):
+        return number
+    try:
+        return operator.index(number)
+    except TypeError:
+        return number
 
 
 def untouched(site, x):
@@ -137,7 +158,9 @@ class GPTConfig:
         """A copy in which every size is a number; ValueError if one is missing, doubled or does not fit."""
         sizes = {name: getattr(self, name) for name in self.__slots__}
         shape = ("n_layer", "n_head", "n_embd")
-        if self.model_type in MODEL_TYPES:
+        if self.model_type is not None and self.model_type not in MODEL_TYPES:
+            raise ValueError(f"no model_type {self.model_type!r}; known are {', '.join(MODEL_TYPES)}, or None")
+        if self.model_type is not None:
             table = dict(zip(shape, MODEL_TYPES[self.model_type]))
             given = {name: sizes[name] for name in shape if sizes[name] not in (None, table[name])}
             if given:
@@ -146,11 +169,14 @@ class GPTConfig:
         missing = [name for name in (*shape, "vocab_size", "block_size") if not sizes[name]]
         if missing:
             raise ValueError(f"set {', '.join(missing)}, or for the shape a model_type of {', '.join(MODEL_TYPES)}")
+        sizes["n_inner"] = sizes["n_inner"] or 4 * sizes["n_embd"]
+        for name in (*shape, "vocab_size", "block_size", "n_inner"):
+            if type(sizes[name]) is not int or sizes[name] < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {sizes[name]!r}")
         if sizes["n_embd"] % sizes["n_head"]:
             raise ValueError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(f"no activation_function {self.activation_function!r}; known are {', '.join(ACTIVATIONS)}")
-        sizes["n_inner"] = sizes["n_inner"] or 4 * sizes["n_embd"]
         return GPTConfig(**sizes)
 
 
@@ -259,8 +285,7 @@ class GPT(nn.Module):
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         """nn.Module's, and the mask buffers of older checkpoints (`attn.bias`, `attn.masked_bias`) are passed over."""
-        masks = (".attn.bias", ".attn.masked_bias")
-        weights = {name: tensor for name, tensor in state_dict.items() if not name.endswith(masks)}
+        weights = {name: tensor for name, tensor in state_dict.items() if not name.endswith(MASKS)}
         return super().load_state_dict(weights, strict=strict, assign=assign)
 
     def configure_optimizers(self, train_config):
@@ -282,9 +307,13 @@ class GPT(nn.Module):
         patch_params: a (layer, position, activation), a Patch, or a list of them. Patched first, then stored.
         After every call self.last_token_logits is a detached copy of the last position's logits (B,V).
         """
-        B, T = idx.shape
+        if idx.ndim != 2 or idx.is_floating_point():
+            raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
+        T = idx.size(1)
         if not 0 < T <= self.block_size:
             raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
+        if idx.min() < 0 or idx.max() >= self.config.vocab_size:
+            raise ValueError(f"the ids must be 0 to {self.config.vocab_size - 1}, got {idx.min()} to {idx.max()}")
         patches = as_patches(patch_params)
         for patch in patches:
             patch.check(self.config.n_layer, self.config.n_head, T)
@@ -320,6 +349,8 @@ class GPT(nn.Module):
         The most probable token, or with do_sample one drawn at this temperature, from the top_k if given. Call
         model.eval() first where the model has been in training: dropout is noise here.
         """
+        if not temperature > 0 or (top_k is not None and top_k < 1):
+            raise ValueError(f"temperature must be above 0 and top_k from 1, got {temperature} and {top_k}")
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.block_size :])[0][:, -1] / temperature  # (B,V)
             if top_k is not None:
@@ -334,7 +365,12 @@ def as_store(store_activations):
     """False -> {}, nothing is stored; True or a collection of sites -> {site: {}}, always with resid_post."""
     if store_activations is True or not store_activations:
         return {"resid_post": {}} if store_activations else {}
-    sites = [store_activations] if isinstance(store_activations, str) else store_activations
+    try:
+        sites = [store_activations] if isinstance(store_activations, str) else list(store_activations)
+    except TypeError as error:
+        raise ValueError(
+            f"store_activations must be True, False or a list of sites, got {store_activations!r}"
+        ) from error
     for site in sites:
         if site not in SITES:
             raise ValueError(f"no site {site!r}; the sites are {', '.join(SITES)}")

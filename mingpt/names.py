@@ -13,6 +13,7 @@ import math
 import random
 import re
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -400,11 +401,16 @@ def main():
     )
     options = parser.parse_args()
     began = time.time()
-    train(options.output, read_novels(options.austen))
+    try:
+        train(options.output, read_novels(options.austen))
+    except (ValueError, ImportError, OSError) as error:  # requests' errors are OSErrors
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"trained in {(time.time() - began) / 60:.0f} minutes; after rounding to half precision:")
     for name, value in measure(GPT.from_pretrained(options.output)).items():
         print(f"{name:20}{value if name == 'head' else format(value, '.3f')}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,11 +21,12 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from mingpt.bpe import END_OF_TEXT, BPETokenizer
-from mingpt.model import GPT, GPTConfig
+from mingpt.model import GPT, MASKS, GPTConfig
 
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
@@ -48,7 +49,6 @@ OPTIONS = {  # with what config.json means where it leaves one out; GPTConfig's 
     "attn_pdrop": 0.1,
 }  # reorder_and_upcast_attn is not among them: it moves a product and a cast, which in fp32 is the same function
 REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")  # another model, if set
-MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older files, not weights
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored as (in, out)
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 MOVED = {  # what the hub forwards these names to; the cache may have the model under either
@@ -63,17 +63,17 @@ TRIES = 3  # of a download that breaks off, beyond what huggingface_hub itself r
 BROKEN = ("ReadError", "RemoteProtocolError")  # httpx's names for a connection that was reset, or ended early
 
 
-class Unreachable(ValueError):
-    """The model is not in the cache and the hub cannot be reached, so whether it exists is not known."""
+class Unavailable(ValueError):
+    """The model is not in the cache and not to be had from the hub: not reached, refused, unknown or broken off."""
 
 
 def load(name, cls=GPT):
     """The named model in eval mode, fp32, with `.tokenizer` (None if it has none), `.name` and `.source`, one line.
 
     name: `names`, a hub id, a folder in the hub's layout, or a run folder of trainer.py (its last step is taken).
-    Unreachable if it is neither in the cache nor the hub can be reached; ValueError for everything else.
+    Unavailable if it can be had neither from the cache nor from the hub; ValueError for everything else.
     """
-    find = source_of(name)
+    find, path = source_of(name), None
     try:
         config = read_config(needed(find, "config.json"))
         tokenizer = read_tokenizer(find, config.vocab_size)
@@ -82,7 +82,7 @@ def load(name, cls=GPT):
             model = cls(config)
         model.load_state_dict(fit(read_weights(path), model, path), assign=True)
     except OSError as error:
-        raise ValueError(f"{find.where}: cannot read {error.filename}: {error.strerror or error}") from error
+        raise ValueError(f"{find.where}: cannot read {error.filename or path}: {error.strerror or error}") from error
     if config.tie_word_embeddings:
         model.lm_head.weight = model.transformer.wte.weight  # assign=True made two parameters of the one
     model.tokenizer, model.name, model.source = tokenizer, os.fspath(name), find.source
@@ -120,8 +120,9 @@ def save(model, folder, dtype=torch.float32):
                 (folder / old).unlink(missing_ok=True)  # another model's, which would be taken for this one's
             for file in files:
                 os.replace(file, folder / file.name)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror or error}; give another folder") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write to {folder}: {why}; give another folder") from error
 
 
 def gpt2_encoder():
@@ -138,7 +139,7 @@ def source_of(name):
         return Folder(EMBEDDED, "names, embedded")
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        steps = {int(step.name[5:]): step for step in path.iterdir() if re.fullmatch(r"step-\d+", step.name)}
+        steps = steps_in(path)
         if steps and not (path / "config.json").exists():
             path = steps[max(steps)]
         return Folder(path, f"folder {path}")
@@ -147,6 +148,12 @@ def source_of(name):
     if not HUB_ID.fullmatch(name):
         raise ValueError(f"there is no folder {name}; give one that exists, or a hub id such as gpt2")
     return Hub(name)
+
+
+def steps_in(folder):
+    """{step: its folder} of the checkpoints that trainer.py wrote there."""
+    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*"))
+    return {int(match[1]): path for match, path in named if match}
 
 
 def needed(find, *filenames):
@@ -326,7 +333,7 @@ def cached(repo, revision, filename):
 
 
 def reach(repo, filename):
-    """Unreachable, within PATIENCE seconds, if the hub does not answer a request for the file.
+    """Unavailable, within PATIENCE seconds, if the hub does not answer a request for the file.
 
     In a thread of its own, since no timeout bounds a silent name server or a host with many dead addresses.
     """
@@ -355,14 +362,14 @@ def reach(repo, filename):
 
 
 def unreachable(repo, filename, reason):
-    return Unreachable(
+    return Unavailable(
         f"{filename} of {repo} is not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be "
         f"reached ({one_line(reason)}); run this again with a network, or give a folder that has the model"
     )
 
 
 def fetch(repo, revision, filename):
-    """The path of the file, downloaded; None if the model has no such file; ValueError or Unreachable if all fails."""
+    """The path of the file, downloaded; None if the model has no such file; Unavailable if all fails."""
     from huggingface_hub import errors
 
     for tries_left in reversed(range(TRIES)):
@@ -371,14 +378,16 @@ def fetch(repo, revision, filename):
                 return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
         except errors.GatedRepoError as error:
             todo = f"accept its terms at {constants.ENDPOINT}/{repo}, run `hf auth login`, then this again"
-            raise ValueError(f"{repo} is gated: {todo}") from error
+            raise Unavailable(f"{repo} is gated: {todo}") from error
         except errors.RepositoryNotFoundError as error:
             todo = "check the spelling (for a private model run `hf auth login` first)"
-            raise ValueError(f"there is no folder {repo}, and no such model at {constants.ENDPOINT}; {todo}") from error
+            raise Unavailable(
+                f"there is no folder {repo}, and no such model at {constants.ENDPOINT}; {todo}"
+            ) from error
         except errors.LocalEntryNotFoundError as error:  # huggingface_hub's word for every other refusal
             cause = error.__cause__
             if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
-                raise ValueError(f"{constants.ENDPOINT} refuses {filename} of {repo}: {one_line(cause)}") from error
+                raise Unavailable(f"{constants.ENDPOINT} refuses {filename} of {repo}: {one_line(cause)}") from error
             raise unreachable(repo, filename, cause or error) from error
         except errors.EntryNotFoundError:
             return None
@@ -386,11 +395,11 @@ def fetch(repo, revision, filename):
             if tries_left and type(error).__name__ in BROKEN:
                 continue
             place, todo = f"{filename} of {repo} from {constants.ENDPOINT}", "nothing was kept in part, run this again"
-            raise ValueError(f"the download of {place} broke off: {one_line(error)}; {todo}") from error
+            raise Unavailable(f"the download of {place} broke off: {one_line(error)}; {todo}") from error
 
 
 def check_download(path):
-    """ValueError, and the file is gone, if its bytes are not those that the hub announced."""
+    """Unavailable, and the file is gone, if its bytes are not those that the hub announced."""
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
     if not re.fullmatch("[0-9a-f]{64}", blob.name):  # small files are not named by a sha256, nor files without a link
         return
@@ -402,7 +411,7 @@ def check_download(path):
         for file in (path.resolve(), blob, path):
             file.unlink(missing_ok=True)
         found = f"its sha256 is {digest.hexdigest()}, the hub announced {blob.name}"
-        raise ValueError(f"{path.name} came corrupt: {found}; it was removed, run this again")
+        raise Unavailable(f"{path.name} came corrupt: {found}; it was removed, run this again")
 
 
 @contextmanager

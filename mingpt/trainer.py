@@ -1,4 +1,4 @@
-"""A training loop for any model whose forward(x, y) returns (logits, loss) and that has configure_optimizers.
+"""The training loop of a GPT.
 
 minGPT's interface (get_default_config, callbacks, run), and besides: a learning-rate schedule, evaluation, and
 checkpoints that resume exactly. Batch number s is drawn from a generator seeded by (seed, s) alone, so that a
@@ -67,6 +67,10 @@ class Trainer:
         return TrainerConfig()
 
     def __init__(self, config, model, train_dataset, eval_dataset=None):
+        if config.final_learning_rate is not None and config.max_iters is None:
+            raise ValueError("a cosine to final_learning_rate ends at max_iters; set it")
+        if config.eval_interval and eval_dataset is None:
+            raise ValueError("eval_interval needs an eval_dataset; give one to Trainer")
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         device = config.device
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -99,6 +103,10 @@ class Trainer:
     def run(self):
         """Train from iter_num to max_iters. It ends in train mode, with a checkpoint if there is a checkpoint_dir."""
         config = self.config
+        if config.checkpoint_dir and self.iter_num == 0 and pretrained.steps_in(config.checkpoint_dir):
+            raise ValueError(
+                f"{config.checkpoint_dir} has another run's checkpoints; call resume(), or take another folder"
+            )
         self.model.train()
         self.iter_time = time.time()
         batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
@@ -136,20 +144,21 @@ class Trainer:
         if config.eval_interval and self.iter_num % config.eval_interval == 0:
             self.eval_loss = self.evaluate()
             self.trigger_callbacks("on_eval_end")
-        if config.checkpoint_dir and self.iter_num % config.checkpoint_interval == 0:
-            self.save_checkpoint()
         self.trigger_callbacks("on_batch_end")
+        if config.checkpoint_dir and self.iter_num % config.checkpoint_interval == 0:
+            self.save_checkpoint()  # after the callbacks: the random numbers that they draw are drawn
 
     @torch.no_grad()
     def evaluate(self):
         """Mean loss over the first eval_batches batches of eval_dataset, the same ones each time, in nats."""
+        was_training = self.model.training
         self.model.eval()
         batches = iter(self._loader(self.eval_dataset, self.config.seed + 1, 0))
         losses = []
         for _ in range(self.config.eval_batches):
             x, y = next(batches)
             losses.append(self.model(x.to(self.device), y.to(self.device))[1].item())
-        self.model.train()
+        self.model.train(was_training)
         return sum(losses) / len(losses)
 
     def save_checkpoint(self):
@@ -168,20 +177,23 @@ class Trainer:
         state = {"iter_num": self.iter_num, "optimizer": self.optimizer.state_dict(), "rng": rng}
         torch.save(state, partial / "trainer_state.pt")
         for file in partial.iterdir():
-            with open(file, "rb") as handle:
+            with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())  # on disk before the name says that it is whole
         partial.rename(final)
-        for older in root.glob("step-*"):
-            if older != final:
+        for step, older in pretrained.steps_in(root).items():
+            if step < self.iter_num:
                 shutil.rmtree(older)
 
     def resume(self):
         """Go on from the newest checkpoint: model, optimizer, random numbers, step. False if there is none."""
-        folders = sorted(Path(self.config.checkpoint_dir).glob("step-*"))
-        if not folders:
+        if not self.config.checkpoint_dir:
+            raise ValueError("resume reads from checkpoint_dir; set it")
+        steps = pretrained.steps_in(self.config.checkpoint_dir)
+        if not steps:
             return False
-        self.model.load_state_dict(pretrained.load(str(folders[-1])).state_dict())
-        state = torch.load(folders[-1] / "trainer_state.pt", map_location="cpu", weights_only=True)
+        newest = steps[max(steps)]
+        self.model.load_state_dict(pretrained.load(newest).state_dict())
+        state = torch.load(newest / "trainer_state.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and state["rng"]["cuda"]:

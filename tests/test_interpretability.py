@@ -1,6 +1,7 @@
 """The experiment script as its user meets it: what it prints and writes, and what it says to bad input."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -86,7 +87,7 @@ def test_it_prints_the_tokens_the_tables_and_both_differences(folder, tmp_path, 
     run(folder, tmp_path)
     printed = capsys.readouterr().out
     model = GPT.from_pretrained(folder)
-    assert f"3 layers, 2 heads, width 10; folder {folder}" in printed
+    assert f"Model: folder {folder} (3 layers, 2 heads, width 10)" in printed
     assert re.findall(r"^ +(\d+)  '(.*?)' +'(.*?)'(  <- differs)?$", printed, re.M) == [
         ("0", "a", "a", ""),
         ("1", "b", "b", ""),
@@ -117,14 +118,15 @@ def test_the_suffix_decides_the_format_and_nothing_else_is_left(folder, tmp_path
 
 
 def test_the_picture_names_texts_model_positions_and_quantity(folder, tmp_path):
-    from mingpt.interpretability.figures import draw_heatmap
+    from mingpt.interpretability.figures import draw_heatmap, token_labels
 
     values = torch.tensor([[5.0, -4.0], [0.0, 1.0]])
-    figure = draw_heatmap(values, ["$x_1$", " b\n"], "clean: $a$\ncorrupted: b\nsome model", "logit('b') - logit('a')")
+    title, quantity = "clean: $a$\ncorrupted: b\nsome model", "logit(' _$') - logit(' $')"
+    figure = draw_heatmap(values, token_labels(["$x_1$", " b\n"]), title, quantity)
     axes, bar = figure.axes
-    assert axes.get_title() == "clean: $a$\ncorrupted: b\nsome model"
+    assert axes.get_title() == title
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0 $x_1$", "1  b\\n"]
-    assert bar.get_ylabel() == "logit('b') - logit('a')"
+    assert bar.get_ylabel() == quantity
     image = axes.images[0]
     assert (image.norm.vmin, image.norm.vmax) == (-5, 5) and image.get_cmap().name == "RdBu_r"  # zero is the middle
     figure.savefig(tmp_path / "dollars.png")  # texts with dollars are texts, not formulas
@@ -151,6 +153,9 @@ BAD = {
         {"corrupted": "xb Smith ab", "more": ["--corrupted-answer", ""]},
         "differ at positions [0, 2]; name the corrupted answer",
     ),
+    "a corrupted text longer than the context": ({"corrupted": "a" * 17}, "has 17 tokens; this model takes at most 16"),
+    "a device that cannot compute": (["--device", "meta"], "no device 'meta'"),
+    "a model name that no file can have": (["--model", "x" * 300], "x" * 300),
     "a text longer than the context": ({"clean": "a" * 17}, "has 17 tokens; this model takes at most 16"),
     "an unknown output extension": ({"output": "a.gif"}, "must end in one of .png, .svg, .pdf"),
     "a missing output folder": ({"output": "no/a.png"}, "there is no folder"),
@@ -213,7 +218,7 @@ def test_an_output_folder_that_refuses_files_is_refused(folder, capsys):
     if not Path("/proc").is_dir():
         pytest.skip("this system has no /proc")
     assert run(folder, Path("/proc"), output="a.png") == 2
-    assert "cannot write '/proc/a.png'" in capsys.readouterr().err
+    assert "cannot write /proc/a.png: " in capsys.readouterr().err
 
 
 def script(*arguments, cwd, **environment):
@@ -233,7 +238,7 @@ def test_the_untouched_default_without_gpt2_shows_the_embedded_model_and_says_so
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 2 and "names" in lines[0] and "python interpretability.py --model gpt2" in lines[1]
-    assert "Model: names (" in done.stdout
+    assert "Model: names, embedded (" in done.stdout
     header, table = read_table(tmp_path / "heatmap.csv")
     assert len(header) == 12 and tuple(table.shape) == (GPT.from_pretrained("names").config.n_layer, 12)
     assert (tmp_path / "heatmap.png").stat().st_size > 10_000
@@ -272,16 +277,62 @@ def test_importing_the_package_loads_nothing_that_draws_or_downloads():
 
 
 @pytest.mark.parametrize(
-    "corrupted", ["Jessica Jones was a top-notch student. Michelle", "Michelle Smith was a top-notch student. Jessica"]
+    "corrupted, differing",
+    [
+        ("Jessica Jones was a top-notch student. Michelle", ["0"]),
+        ("Michelle Smith was a top-notch student. Jessica", ["1", "10"]),
+    ],
 )
-def test_the_other_pairs_just_work(tmp_path, corrupted, capsys):
-    assert (
-        interpretability.main(["--model", "names", "--corrupted", corrupted, "--output", str(tmp_path / "o.png")]) == 0
-    )
-    marked = re.findall(r"^ +(\d+) .*<- differs$", capsys.readouterr().out, re.M)
-    assert marked == [
-        str(p) for p, (a, b) in enumerate(zip(interpretability.CLEAN.split(), corrupted.split())) if a != b
-    ][:1] + (["10"] if corrupted.endswith("Jessica") else [])
+def test_the_other_pairs_just_work(tmp_path, corrupted, differing, capsys):
+    output = str(tmp_path / "o.png")
+    assert interpretability.main(["--model", "names", "--corrupted", corrupted, "--output", output]) == 0
+    assert re.findall(r"^ +(\d+) .*<- differs$", capsys.readouterr().out, re.M) == differing
+
+
+@pytest.mark.parametrize("failing", ["save_figure", "save_csv"])
+def test_a_disk_that_is_full_leaves_nothing_half_written(folder, tmp_path, capsys, monkeypatch, failing):
+    def full(*arguments):
+        Path(arguments[1] if failing == "save_figure" else arguments[2]).write_text("half")
+        raise OSError(28, "No space left on device", "the disk")
+
+    monkeypatch.setattr(interpretability.figures, failing, full)
+    assert run(folder, tmp_path) == 2
+    assert "No space left on device" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_tokenizer_is_refused(folder, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((folder / name).read_bytes())
+    assert run(bare, tmp_path) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+
+
+def test_a_row_of_the_output_matrix_without_a_token_is_shown_by_its_number(folder):
+    tokenizer = GPT.from_pretrained(folder).tokenizer
+    assert interpretability.shown(tokenizer, tokenizer.n_vocab) == f"<{tokenizer.n_vocab}>"
+
+
+def test_an_interrupted_run_ends_with_130_and_writes_nothing(folder, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interpretability.figures, "save_csv", interrupted)
+    assert run(folder, tmp_path) == 130 and not list(tmp_path.iterdir())
+
+
+def test_progress_is_shown_on_a_terminal_alone(folder, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return self.shown
+
+    for shown in (True, False):
+        terminal = Terminal()
+        terminal.shown = shown
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert run(folder, tmp_path) == 0
+        assert ("18/18" in terminal.getvalue()) == shown  # 3 layers x 6 positions
 
 
 def test_gpt2_itself_gives_the_published_table_and_heatmap(tmp_path):

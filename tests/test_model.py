@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -77,6 +78,8 @@ def test_stored_tensors_are_copies_that_no_later_call_touches(model, clean, corr
             assert torch.equal(kept[site][layer], before[site][layer])
             assert not kept[site][layer].requires_grad
     assert torch.equal(logits, logits_before) and not logits.requires_grad
+    storages = [x.untyped_storage().data_ptr() for layers in kept.values() for x in layers.values()]
+    assert len(set(storages)) == len(storages)  # none shares its memory with another, or with the model's
 
 
 def test_a_plain_run_keeps_the_last_token_logits_and_nothing_else(model, clean, corrupted):
@@ -153,7 +156,7 @@ def test_a_patch_reaches_the_output(model, clean, site):
 def test_the_short_form_is_the_residual_stream_after_the_block(model, clean):
     new = torch.randn(H * D)
     short = logits_of(model, clean, patch_params=(1, 3, new))
-    assert torch.equal(short, logits_of(model, clean, patch_params=Patch(1, 3, new, site="resid_pre"[:6] + "post")))
+    assert torch.equal(short, logits_of(model, clean, patch_params=Patch(1, 3, new, site="resid_post")))
     assert torch.equal(short, logits_of(model, clean, patch_params=Patch(2, 3, new, site="resid_pre")))
 
 
@@ -168,6 +171,18 @@ def test_patches_in_a_list_are_all_applied_in_order(model, clean):
         logits_of(model, clean, patch_params=[(1, 3, one), (1, 3, two)]),
         logits_of(model, clean, patch_params=(1, 3, two)),
     )
+
+
+def test_a_patch_per_position_gives_the_clean_logits(model, clean, corrupted):
+    model(clean, store_activations=True)
+    patches = [(1, position, model.layer_activations[1][:, position]) for position in range(T)]
+    assert torch.equal(logits_of(model, corrupted, patch_params=patches), logits_of(model, clean))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model, clean):
+    new = torch.randn(H * D)
+    plain = logits_of(model, clean, patch_params=(1, 3, new))
+    assert torch.equal(plain, logits_of(model, clean, patch_params=(np.int64(1), torch.tensor(3), new)))
 
 
 def test_a_patch_writes_into_no_tensor_of_the_caller(model, clean):
@@ -195,6 +210,14 @@ def test_a_patch_writes_into_no_tensor_of_the_caller(model, clean):
         (Patch(0, 0, torch.zeros(1), "z", 3), "heads are 0 to 2"),
         (Patch(0, 0, torch.zeros(1), "resid_pre", 0), "has no heads"),
         (Patch(0, 0, 1.0), "tensor or a function"),
+        (Patch(0, 0, lambda old: None), "must return a tensor"),
+        (Patch(True, 0, torch.zeros(1)), "no layer True"),
+        (Patch(0, True, torch.zeros(1)), "int, a slice or None"),
+        (Patch(0, 0, torch.zeros(1), "z", True), "no head True"),
+        (Patch(0, slice(None, None, -1), torch.zeros(1)), "must be positive"),
+        ((), "a Patch, or a list"),
+        ((0, 1), "a Patch, or a list"),
+        ([0, 1, torch.zeros(1)], "a Patch, or a list"),
         (Patch(0, 0, torch.zeros(8)), r"\(8,\).*does not broadcast to the \(2, 21\)"),
         (Patch(0, 0, torch.zeros(3, 2, 21)), "does not broadcast"),
     ],
@@ -204,9 +227,28 @@ def test_a_wrong_patch_says_what_the_right_ones_are(model, clean, patch, message
         model(clean, patch_params=patch)
 
 
-def test_a_wrong_site_to_store_says_what_the_right_ones_are(model, clean):
-    with pytest.raises(ValueError, match="no site 'zz'; the sites are resid_pre"):
-        model(clean, store_activations=["zz"])
+@pytest.mark.parametrize("store, message", [(["zz"], "no site 'zz'; the sites are resid_pre"), (1, "a list of sites")])
+def test_a_wrong_site_to_store_says_what_the_right_ones_are(model, clean, store, message):
+    with pytest.raises(ValueError, match=message):
+        model(clean, store_activations=store)
+
+
+def test_sites_may_come_from_any_iterable_once(model, clean):
+    model(clean, store_activations=(site for site in ("z", "q")))
+    assert set(model.activations) == {"resid_post", "z", "q"}
+
+
+@pytest.mark.parametrize(
+    "idx, message",
+    [
+        (torch.zeros(5, dtype=torch.long), r"token ids \(B, T\)"),
+        (torch.zeros(1, 5), r"token ids \(B, T\)"),
+        (torch.tensor([[0, 11]]), "ids must be 0 to 10, got 0 to 11"),
+    ],
+)
+def test_an_input_that_is_no_token_ids_is_refused(model, idx, message):
+    with pytest.raises(ValueError, match=message):
+        model(idx)
 
 
 @pytest.mark.parametrize("length", [0, 10])
@@ -253,6 +295,13 @@ def test_sampling_draws_from_the_top_k_alone(model, clean):
     assert all(pair[row] in allowed[row].tolist() for pair in drawn for row in range(B))
 
 
+def test_a_low_temperature_samples_the_most_probable_token(model, clean):
+    assert torch.equal(model.generate(clean, 5, temperature=1e-4, do_sample=True), model.generate(clean, 5))
+    for wrong in ({"temperature": 0}, {"temperature": -1.0}, {"top_k": 0}):
+        with pytest.raises(ValueError, match="temperature must be above 0 and top_k from 1"):
+            model.generate(clean, 1, **wrong)
+
+
 def test_weight_decay_falls_on_linear_matrices_alone(model):
     groups = model.configure_optimizers(Trainer.get_default_config()).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -278,6 +327,8 @@ def test_a_model_type_is_its_shape_and_must_not_be_contradicted():
         ({"n_layer": None}, "set n_layer"),
         ({"vocab_size": None}, "set vocab_size"),
         ({"n_head": 4}, "not a multiple"),
+        ({"n_layer": -1}, "n_layer must be a whole number from 1"),
+        ({"model_type": "gpt2-xxl"}, "no model_type 'gpt2-xxl'; known are openai-gpt"),
         ({"activation_function": "gelu_fast"}, "gelu_fast.*known are gelu_new"),
     ],
 )
@@ -295,3 +346,5 @@ def test_a_misspelt_setting_is_no_setting():
 def test_a_tied_output_matrix_is_one_tensor():
     model = GPT(GPTConfig(n_layer=1, n_head=H, n_embd=H * D, vocab_size=V, block_size=9, tie_word_embeddings=True))
     assert model.lm_head.weight is model.transformer.wte.weight
+    groups = model.configure_optimizers(Trainer.get_default_config()).param_groups
+    assert any(parameter is model.lm_head.weight for parameter in groups[1]["params"])  # an embedding: no weight decay

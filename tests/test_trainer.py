@@ -46,11 +46,14 @@ def test_it_learns_to_count():
     assert before > 2 and trainer.eval_loss < 0.3
 
 
-def test_evaluation_is_the_same_each_time_and_leaves_train_mode():
+def test_evaluation_is_the_same_each_time_and_leaves_the_mode_as_it_was():
     trainer = make_trainer()
     trainer.model.train()
     assert trainer.evaluate() == trainer.evaluate()
     assert trainer.model.training
+    trainer.model.eval()
+    trainer.evaluate()
+    assert not trainer.model.training
 
 
 def test_callbacks_are_called_after_each_step_and_may_end_the_run():
@@ -94,7 +97,10 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, num_work
     first.add_callback("on_batch_end", stop_at_three)
     first.run()
     torch.manual_seed(999)  # another process would have other random numbers
-    second = make_trainer(model=other_model(), checkpoint_dir=tmp_path / "run", final_learning_rate=1e-3)
+    settings = {"num_workers": num_workers, "checkpoint_dir": tmp_path / "run", "final_learning_rate": 1e-3}
+    with pytest.raises(ValueError, match="another run's checkpoints; call resume"):
+        make_trainer(**settings).run()
+    second = make_trainer(model=other_model(), **settings)
     assert second.resume() and second.iter_num == 3
     second.run()
     for name, weight in undisturbed.model.state_dict().items():
@@ -110,6 +116,40 @@ def other_model():
     model = small_model()
     torch.nn.init.normal_(model.transformer.wte.weight)
     return model
+
+
+def test_a_callback_that_draws_random_numbers_does_not_disturb_resuming(tmp_path):
+    def make(folder):
+        trainer = make_trainer(checkpoint_dir=folder, checkpoint_interval=3)
+        trainer.add_callback("on_batch_end", lambda trainer: torch.rand(1))
+        return trainer
+
+    whole = make(tmp_path / "whole")
+    whole.run()
+    half = make(tmp_path / "half")
+    half.config.max_iters = 3
+    half.run()
+    rest = make(tmp_path / "half")
+    rest.resume()
+    rest.run()
+    assert all(torch.equal(w, rest.model.state_dict()[name]) for name, w in whole.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"max_iters": None, "final_learning_rate": 0.1}, "ends at max_iters"),
+        ({"eval_interval": 1}, "needs an eval_dataset"),
+    ],
+)
+def test_settings_that_lack_another_are_refused(settings, message):
+    config = Trainer.get_default_config()
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, small_model(), Counting())
+    with pytest.raises(ValueError, match="checkpoint_dir; set it"):
+        Trainer(Trainer.get_default_config(), small_model(), Counting()).resume()
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):

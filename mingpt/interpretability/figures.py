@@ -2,6 +2,9 @@
 
 import csv
 import os
+import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -17,12 +20,29 @@ def check_output(path):
     for file in (path, path.with_suffix(".csv")):
         if file.is_dir():
             raise ValueError(f"cannot write {str(file)!r}: it is a folder")
+    with written_whole() as beside:
+        beside(path).touch()
+
+
+@contextmanager
+def written_whole(*paths):
+    """Gives f(path), a name beside path to write to; at the end all get their own names, or none of them is there."""
+    written = {}
+
+    def beside(path):
+        written[Path(path)] = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.partial{Path(path).suffix}")
+        return written[Path(path)]
+
     try:
-        probe = _beside(path)
-        probe.touch()
-        probe.unlink()
+        yield beside
+        for path in paths:
+            os.replace(written[Path(path)], path)
     except OSError as error:
-        raise ValueError(f"cannot write {str(path)!r}: {error.strerror}; choose another folder") from error
+        names = " and ".join(map(str, written))
+        raise ValueError(f"cannot write {names}: {error.strerror or error}; choose another folder") from error
+    finally:
+        for partial in written.values():
+            partial.unlink(missing_ok=True)
 
 
 def token_labels(tokens):
@@ -30,53 +50,50 @@ def token_labels(tokens):
     return [f"{position} {repr(token)[1:-1]}" for position, token in enumerate(tokens)]
 
 
-def draw_heatmap(values, tokens, title, quantity):
-    """The matplotlib Figure of values (L,T): layers up, positions across; red above 0, white at 0, blue below."""
+def draw_heatmap(values, columns, title, quantity, rows=None):
+    """The matplotlib Figure of values (rows, columns), row 0 at the bottom; red above 0, white at 0, blue below.
+
+    title, quantity (of the colour bar) and the labels are shown to the letter. rows: labels, or the numbers from 0.
+    """
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
 
-    L, T = values.shape
-    figure = Figure(figsize=(max(6.4, 0.62 * T + 2.6), max(4.4, 0.34 * L + 2.6)), layout="constrained")
+    height, width = values.shape
+    inches = min(max(6.4, 0.62 * width + 2.6), 60), min(max(4.4, 0.34 * height + 2.6), 60)  # a picture must stay a file
+    figure = Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values.numpy(), cmap="RdBu_r", norm=CenteredNorm(0), aspect="auto", origin="lower")
-    axes.set_xticks(range(T), token_labels(tokens), rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(range(L))
-    axes.set_xlabel("position and token of the corrupted text")
-    axes.set_ylabel("layer after whose block the clean residual stream is put in")
+    for axis, labels, most in ((axes.xaxis, columns, 95), (axes.yaxis, rows or [*range(height)], 170)):
+        every = -(-len(labels) // most)  # where there are too many to read, every second, third ... is named
+        axis.set_ticks(range(0, len(labels), every), labels[::every])
+    axes.tick_params(axis="x", labelrotation=60)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_xlabel("position and token")
+    axes.set_ylabel("layer")
     axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
-    figure.colorbar(image, label=quantity)
-    if T <= 24:
-        dark = 0.6 * abs(values).max()
-        for (layer, position), value in _cells(values):
-            colour = "white" if abs(value) > dark else "black"
-            axes.text(position, layer, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image).set_label(quantity, parse_math=False)
+    if width <= 24 and height <= 60:
+        dark = 0.6 * values.abs().max().item()
+        for row, cells in enumerate(values.tolist()):
+            for column, value in enumerate(cells):
+                colour = "white" if abs(value) > dark else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     return figure
 
 
 def save_figure(figure, path):
-    """Write the figure; the suffix of path decides the format."""
-    beside = _beside(path)
-    figure.savefig(beside, dpi=150)
-    os.replace(beside, path)
+    """Write the figure; the suffix of path decides the format. Says on stderr if the font lacks some characters."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=150)
+    if any("missing from font" in str(warning.message) for warning in caught):
+        print("Some characters are boxes in the picture, which has no font for them.", file=sys.stderr)
 
 
-def save_csv(values, tokens, path):
-    """Write values (L,T): a header `layer,<position and token>...`, then a row per layer from 0, in full precision."""
-    beside = _beside(path)
-    with open(beside, "w", newline="", encoding="utf-8") as file:
+def save_csv(values, columns, path, rows=None):
+    """Write values (rows, columns) in full precision: a header `layer,<columns>`, then each row after its label."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["layer", *token_labels(tokens)])
-        table.writerows([layer, *row] for layer, row in enumerate(values.tolist()))
-    os.replace(beside, path)
-
-
-def _cells(values):
-    return (
-        ((layer, position), value) for layer, row in enumerate(values.tolist()) for position, value in enumerate(row)
-    )
-
-
-def _beside(path):
-    """A name in the same folder and of the same kind, to write to before the rename."""
-    path = Path(path)
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        table.writerow(["layer", *columns])
+        table.writerows([row, *cells] for row, cells in zip(rows or range(len(values)), values.tolist()))
