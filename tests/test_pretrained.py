@@ -30,8 +30,8 @@ from hub import COMMIT, Hub, files_of  # noqa: E402
 B, T, L, H, D, V = 2, 5, 4, 3, 7, 11
 SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
     "odd head size": {},
-    "one layer": {"n_layer": 1},
-    "untied": {"tie_word_embeddings": False},
+    "one layer, two heads": {"n_layer": 1, "n_head": 2, "n_embd": 10},
+    "untied, one head": {"tie_word_embeddings": False, "n_head": 1, "n_embd": 9},
     "narrow relu MLP": {"n_inner": 13, "activation_function": "relu"},
     "exact gelu, scaled by layer": {"activation_function": "gelu", "scale_attn_by_inverse_layer_idx": True},
     "unscaled, wide epsilon, silu": {
@@ -140,7 +140,7 @@ def nowhere():
 
 
 STORED = [(shape, "safetensors") for shape in SHAPES]
-STORED += [(shape, stored) for shape in ("odd head size", "untied") for stored in ("bin", "old bin")]
+STORED += [(shape, stored) for shape in ("odd head size", "untied, one head") for stored in ("bin", "old bin")]
 
 
 @pytest.mark.parametrize(("shape", "stored"), STORED)
