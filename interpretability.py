@@ -124,7 +124,8 @@ def load_model(name, untouched):
         if not untouched:
             raise
         print(
-            f"{name} is not in the cache and cannot be had from the hub: this is the embedded model.", file=sys.stderr
+            f"{name} is not in the cache and cannot be had from the hub: this is names, the embedded model.",
+            file=sys.stderr,
         )
         print(f"With a network, `python interpretability.py --model {name}` downloads and shows it.", file=sys.stderr)
         return GPT.from_pretrained("names")
@@ -154,6 +155,7 @@ def print_next_tokens(name, logits, tokenizer, count=20):
 
 def write(differences, tokens, quantity, options, model_name):
     title = f"clean: {options.clean!r}\ncorrupted: {options.corrupted!r}"
+    model_name = "names, the embedded model" if model_name == "names" else model_name
     title += f"\n{model_name}: clean residual stream put in after the layer, at the position"
     label = f"{quantity}, positive: the corrupted answer is ahead"
     picture, table = Path(options.output), Path(options.output).with_suffix(".csv")

@@ -20,7 +20,7 @@ def model():
 
 def skeleton(text):
     """A text with every full name as N."""
-    return re.sub(rf"({'|'.join(names.FIRST)}) ({'|'.join(names.LAST)})", "N", text)
+    return re.sub(rf"\b({'|'.join(names.FIRST)}) ({'|'.join(names.LAST)})\b", "N", text)
 
 
 def test_there_are_at_least_100_first_and_last_names_none_of_them_twice():
@@ -120,7 +120,8 @@ def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first
             B, T = ids.shape
             self.last_token_logits = torch.zeros(1, model.config.vocab_size)
             pattern = torch.zeros(B, 2, T, T)
-            pattern[:, 1, torch.arange(40, T), torch.arange(1, T - 39)] = 1
+            if T == 80:
+                pattern[:, 1, torch.arange(40, 80), torch.arange(1, 41)] = 1
             self.activations = {"pattern": {0: torch.zeros(B, 2, T, T), 1: pattern}}
             return torch.zeros(B, T, model.config.vocab_size), None
 

@@ -203,7 +203,9 @@ def test_half_precision_files_become_fp32(dtype, folder):
 # save
 
 
-@pytest.mark.parametrize("shape", ["odd head size", "untied, one head", "narrow relu MLP", "exact gelu, scaled by layer"])
+@pytest.mark.parametrize(
+    "shape", ["odd head size", "untied, one head", "narrow relu MLP", "exact gelu, scaled by layer"]
+)
 def test_transformers_reads_what_save_writes_and_load_gives_it_back_bit_for_bit(shape, tmp_path):
     reference(**SHAPES[shape]).save_pretrained(tmp_path / "theirs")
     ours, idx = GPT.from_pretrained(tmp_path / "theirs"), tokens()

@@ -160,9 +160,9 @@ def test_a_checkpoint_folder_is_a_model_for_from_pretrained_and_the_newest_one_i
     trainer = make_trainer(checkpoint_dir=tmp_path, checkpoint_interval=2)
     trainer.run()
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000006"]
-    ids = torch.arange(5)[None]
     for folder in (tmp_path, tmp_path / "step-00000006"):
-        assert torch.equal(GPT.from_pretrained(str(folder))(ids)[0], trainer.model.eval()(ids)[0])
+        read = GPT.from_pretrained(folder).state_dict()
+        assert all(torch.equal(weight, read[name]) for name, weight in trainer.model.state_dict().items())
 
 
 KILLED = """
