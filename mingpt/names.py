@@ -320,7 +320,7 @@ class Rows(Dataset):
 
 @torch.no_grad()
 def start(model):
-    """A start from which attention can compare at once; from minGPT's own, 12 layers did not learn to in half an hour.
+    """A start from which attention can compare at once; from minGPT's own it learns to far later (see the model card).
 
     Positions are sinusoids (Vaswani et al. 2017, sec. 3.5). Queries begin close to the keys, so that equal tokens and
     near positions attend to each other, and each attention layer passes on a little of what it attends to: mimetic
