@@ -33,8 +33,12 @@ SHIPPED = (
 )
 
 
+class WrongSweep(Exception):
+    """The sweep does not equal the runs that define it."""
+
+
 def main(arguments=None):
-    """Run the experiment; 0, or 2 after a message on stderr that says what to change."""
+    """Run the experiment; 0, 2 after a message on stderr that says what to change, 1 if the sweep is wrong."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # tokens may hold what the terminal cannot show
     try:
@@ -42,6 +46,9 @@ def main(arguments=None):
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except WrongSweep as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -61,6 +68,9 @@ def parse(arguments):
         "--output", default=OUTPUT, help="default: %(default)s; .png, .svg or .pdf, and a .csv beside it"
     )
     parser.add_argument("--device", default="cpu", help="default: %(default)s; cuda or mps where there is one")
+    parser.add_argument(
+        "--loop", action="store_true", help="run each patch by itself: slow, and what defines the result"
+    )
     options = parser.parse_args(arguments)
     asked = [options.model, options.clean, options.corrupted, options.clean_answer, options.corrupted_answer]
     constants = (MODEL, CLEAN, CORRUPTED, CLEAN_ANSWER, CORRUPTED_ANSWER)
@@ -79,37 +89,55 @@ def experiment(options):
     if tokenizer is None:
         raise ValueError(f"{options.model} has no tokenizer; put the model's merges.txt (and vocab.json) beside it")
 
-    pair = activation_patching.encode_pair(tokenizer, options.clean, options.corrupted, model.block_size)
-    clean, corrupted, differing = pair
-    clean_answer = activation_patching.answer_id(tokenizer, options.clean_answer, clean, differing, "clean")
-    corrupted_answer = activation_patching.answer_id(
-        tokenizer, options.corrupted_answer, corrupted, differing, "corrupted"
-    )
+    model.to(options.device)
+    clean, corrupted = activation_patching.encode_pair(model, options.clean, options.corrupted)
+    clean_answer = activation_patching.answer_ids(model, options.clean_answer, clean, corrupted, "clean").item()
+    corrupted_answer = activation_patching.answer_ids(
+        model, options.corrupted_answer, corrupted, clean, "corrupted"
+    ).item()
     if clean_answer == corrupted_answer:
         raise ValueError(f"both answers are {shown(tokenizer, clean_answer)}; they must be two different tokens")
     print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
 
-    model, clean, corrupted = (each.to(options.device) for each in (model, clean, corrupted))
     quantity = f"logit({shown(tokenizer, corrupted_answer)}) - logit({shown(tokenizer, clean_answer)})"
     unpatched = {}
     for name, ids in (("clean", clean), ("corrupted", corrupted)):
         with torch.no_grad():
             model(ids)
-        print_next_tokens(name, model.last_token_logits[0], tokenizer)
-        unpatched[name] = activation_patching.logit_difference(model, clean_answer, corrupted_answer)
+        logits = model.last_token_logits[0]
+        print_next_tokens(name, logits, tokenizer)
+        unpatched[name] = (logits[corrupted_answer] - logits[clean_answer]).item()
     for name, difference in unpatched.items():
         print(f"{quantity} after the {name} text: {difference:.4f}")
     if not unpatched["clean"] < 0 < unpatched["corrupted"]:
         print("The model does not prefer each text's own answer: read what follows with care.")
 
-    differences = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer)
+    if options.loop:
+        differences = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer)
+    else:
+        result = activation_patching.patch_layers(model, clean, corrupted, clean_answer, corrupted_answer)
+        differences = result.logit_diff.double().cpu()
+        check_cells(model, clean, corrupted, clean_answer, corrupted_answer, differences, unpatched)
     write(differences, tokenizer.tokens(corrupted[0]), quantity, options, model.name)
     print(reading(differences, tokenizer.tokens(corrupted[0]), unpatched))
+
+
+def check_cells(model, clean, corrupted, clean_answer, corrupted_answer, differences, unpatched, count=4):
+    """Run the cells that move the answer most, and the last, by themselves; WrongSweep if one is not the same."""
+    moved = (differences - unpatched["corrupted"]).abs().flatten()
+    flat = {*moved.topk(min(count, len(moved))).indices.tolist(), len(moved) - 1}
+    cells = [divmod(index, differences.size(1)) for index in sorted(flat)]
+    again = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer, cells)
+    off = max(abs(differences[cell] - value).item() for cell, value in zip(cells, again))
+    print(f"{len(cells)} cells, each run again by itself: the largest difference is {off:.1e}.")
+    if not off <= 1e-4 * (differences.max() - differences.min()).item() + 1e-5:
+        raise WrongSweep(f"the sweep is off by {off:.1e}, more than rounding; report this, and use --loop until then")
 
 
 def check_device(name):
     try:
         torch.zeros(1, device=name).item()
+        activation_patching.check_mps(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"no device {name!r} here ({str(error).splitlines()[0]}); give cpu, or leave --device out"

@@ -307,31 +307,8 @@ class GPT(nn.Module):
         patch_params: a (layer, position, activation), a Patch, or a list of them. Patched first, then stored.
         After every call self.last_token_logits is a detached copy of the last position's logits (B,V).
         """
-        if idx.ndim != 2 or idx.is_floating_point():
-            raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
-        T = idx.size(1)
-        if not 0 < T <= self.block_size:
-            raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
-        if idx.min() < 0 or idx.max() >= self.config.vocab_size:
-            raise ValueError(f"the ids must be 0 to {self.config.vocab_size - 1}, got {idx.min()} to {idx.max()}")
-        patches = as_patches(patch_params)
-        for patch in patches:
-            patch.check(self.config.n_layer, self.config.n_head, T)
         stored = as_store(store_activations)
-
-        def tap(layer, site, x):
-            for patch in patches:
-                if (patch.layer, patch.site) == (layer, site):
-                    x = patch.apply(x)
-            if site in stored:
-                stored[site][layer] = x.detach().clone()
-            return x
-
-        positions = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B,T,C) + (T,C) -> (B,T,C)
-        x = self.transformer.drop(x)
-        for layer, block in enumerate(self.transformer.h):
-            x = block(x, partial(tap, layer) if patches or stored else untouched)
+        x = self.stream(idx, as_patches(patch_params), stored)  # (B,T,C)
         logits = self.lm_head(self.transformer.ln_f(x))  # (B,T,C) -> (B,T,V)
 
         self.last_token_logits = logits[:, -1].detach().clone()
@@ -341,6 +318,34 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    def stream(self, idx, patches=(), stored=None):
+        """The residual stream after the last block, (B,T,C); patches are put in, and stored {site: {}} is filled."""
+        if idx.ndim != 2 or idx.is_floating_point():
+            raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
+        T = idx.size(1)
+        if not 0 < T <= self.block_size:
+            raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
+        if idx.min() < 0 or idx.max() >= self.config.vocab_size:
+            raise ValueError(f"the ids must be 0 to {self.config.vocab_size - 1}, got {idx.min()} to {idx.max()}")
+        for patch in patches:
+            patch.check(self.config.n_layer, self.config.n_head, T)
+
+        def tap(layer, site, x):
+            for patch in patches:
+                if (patch.layer, patch.site) == (layer, site):
+                    x = patch.apply(x)
+            if site in stored:
+                stored[site][layer] = x.detach().clone()
+            return x
+
+        stored = stored or {}
+        positions = torch.arange(T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B,T,C) + (T,C) -> (B,T,C)
+        x = self.transformer.drop(x)
+        for layer, block in enumerate(self.transformer.h):
+            x = block(x, partial(tap, layer) if patches or stored else untouched)
+        return x
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, do_sample=False, top_k=None):

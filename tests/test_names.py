@@ -8,6 +8,7 @@ import torch
 
 from mingpt import names, pretrained
 from mingpt.bpe import BPETokenizer, Encoder
+from mingpt.interpretability.activation_patching import patch_loop
 from mingpt.model import GPT
 
 CLEAN = "Michelle Jones was a top-notch student. Michelle"
@@ -88,13 +89,9 @@ def test_it_copies_names_and_random_tokens_from_the_context(model):
 
 def test_the_picture_shows_what_gpt2s_does(model):
     """The changed token's column decides early, the last one late, those before the change do nothing."""
-    from mingpt.interpretability.activation_patching import encode_pair, patch_loop
-
-    clean, corrupted, differing = encode_pair(model.tokenizer, CLEAN, CLEAN.replace("Jones", "Smith"), 256)
-    answers = [model.tokenizer.encode(name)[0] for name in (" Jones", " Smith")]
-    differences = patch_loop(model, clean, corrupted, *answers)
+    differences = patch_loop(model, CLEAN, CLEAN.replace("Jones", "Smith"), " Jones", " Smith")
     unpatched = differences[0, 0]
-    assert differing == [1] and unpatched > 0
+    assert unpatched > 0
     assert torch.equal(differences[:, 0], unpatched.expand(len(differences)))
     assert differences[0, 1] < 0 and differences[-1, -1] < 0
     assert (differences[0, 2:] - unpatched).abs().max() < 0.2 * unpatched

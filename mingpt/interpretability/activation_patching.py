@@ -1,78 +1,458 @@
 """Where is the information that decides the answer?
 
-Two texts that differ in one token are run; a piece of the clean run's activations is put into the corrupted run, and
-the logit difference at the last position is read again. A cell that moves it towards the clean run's value carries
-information that the answer depends on. It does not show that the model needs this cell in other texts, nor that it
-is the only way: what is restored here may be carried elsewhere as well.
-Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim & Nanda 2024 (arXiv 2404.15255).
+Two texts that differ in one token are run; a piece of one run's activations is put into the other run, and the answer
+at the last position is read again. Denoising puts clean activations into the corrupted run: a cell that moves the
+answer towards the clean one carries information that the answer depends on. Noising is the other way round, and asks
+what is needed. Neither shows what happens in other texts, nor that the cell is the only way.
+Sources: Meng et al. 2022 (arXiv 2202.05262), Zhang & Nanda 2023 (arXiv 2309.16042), Heimersheim & Nanda 2024
+(arXiv 2404.15255).
 """
+
+import re
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
+from mingpt.interpretability import tails
+from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, SITES, Patch
 
-def encode_pair(tokenizer, clean, corrupted, block_size):
-    """(clean ids (1,T), corrupted ids (1,T), positions that differ); ValueError if the texts cannot be compared."""
-    pair = []
-    for name, text in (("clean", clean), ("corrupted", corrupted)):
-        if not text:
-            raise ValueError(f"the {name} text is empty; give it at least one token")
-        pair.append(tokenizer.encode(text))
-        if len(pair[-1]) > block_size:
-            raise ValueError(f"the {name} text has {len(pair[-1])} tokens; this model takes at most {block_size}")
-    differing = [position for position, (one, other) in enumerate(zip(*pair)) if one != other]
-    if len(pair[0]) != len(pair[1]):
-        first = differing[0] if differing else min(map(len, pair))
-        shown = ["|".join(tokenizer.tokens(ids)) for ids in pair]
-        raise ValueError(
-            f"clean and corrupted must have equally many tokens, got {len(pair[0])} and {len(pair[1])}:\n"
-            f"  clean     {shown[0]}\n  corrupted {shown[1]}\n"
-            f"first difference at position {first}; choose a replacement of the same length"
-        )
-    if not differing:
-        raise ValueError(f"clean and corrupted are the same text, {clean!r}; change one token of the corrupted one")
-    return torch.tensor([pair[0]]), torch.tensor([pair[1]]), differing
+WITH_HEADS = HEAD_SITES + ATTENTION_SITES
 
 
-def answer_id(tokenizer, answer, ids, differing, name):
-    """The id of the answer, taken literally; of the differing token of ids (1,T) if the answer is empty."""
-    if answer:
-        tokens = tokenizer.encode(answer)
-        if len(tokens) == 1:
-            return tokens[0]
-        shown = "|".join(tokenizer.tokens(tokens))
-        raise ValueError(
-            f"the {name} answer {answer!r} is {len(tokens)} tokens ({shown}); it must be one: mind the leading space"
-        )
-    if len(differing) > 1:
-        raise ValueError(
-            f"the texts differ at positions {differing}; name the {name} answer, or let them differ in one token"
-        )
-    return ids[0, differing[0]].item()
+def encode(model, inputs, name="input"):
+    """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids (B,T)."""
+    if isinstance(inputs, torch.Tensor):
+        if inputs.ndim != 2 or inputs.is_floating_point():
+            raise ValueError(f"ids must be whole numbers (B, T), got {tuple(inputs.shape)} of {inputs.dtype}")
+        ids = inputs.long()
+    else:
+        if model.tokenizer is None:
+            raise ValueError("this model has no tokenizer; give ids (B, T) instead of texts")
+        rows = [model.tokenizer.encode(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
+        if len({len(row) for row in rows}) != 1:
+            raise ValueError(f"the texts must have equally many tokens, got {[len(row) for row in rows]}")
+        ids = torch.tensor(rows, dtype=torch.long)
+    if not 0 < ids.size(1) <= model.block_size:
+        raise ValueError(f"the {name} text has {ids.size(1)} tokens; this model takes 1 to {model.block_size}")
+    return ids.to(model.lm_head.weight.device)
 
 
-def logit_difference(model, clean_answer, corrupted_answer):
-    """logit(corrupted answer) - logit(clean answer) at the last position of the model's last run, a float."""
-    logits = model.last_token_logits[0]
-    return (logits[corrupted_answer] - logits[clean_answer]).item()
+def encode_pair(model, clean_input, corrupted_input):
+    """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by token."""
+    clean, corrupted = encode(model, clean_input, "clean"), encode(model, corrupted_input, "corrupted")
+    if clean.shape != corrupted.shape:
+        raise ValueError(_unequal(model, clean, corrupted))
+    same = (clean == corrupted).all(1)
+    if same.any():
+        raise ValueError(f"clean and corrupted text {same.nonzero()[0].item()} are the same; change a token of one")
+    return clean, corrupted
+
+
+def _unequal(model, clean, corrupted):
+    message = f"clean and corrupted must have equally many tokens, got {clean.size(1)} and {corrupted.size(1)}"
+    if model.tokenizer is None or len(clean) != 1 or len(corrupted) != 1:
+        return f"{message} in {len(clean)} and {len(corrupted)} inputs"
+    shown = ["|".join(model.tokenizer.tokens(ids[0])) for ids in (clean, corrupted)]
+    shared = min(clean.size(1), corrupted.size(1))
+    differ = (clean[0, :shared] != corrupted[0, :shared]).nonzero()
+    return (
+        f"{message}:\n  clean     {shown[0]}\n  corrupted {shown[1]}\n"
+        f"first difference at position {differ[0].item() if len(differ) else shared}; "
+        "choose a replacement of the same length"
+    )
+
+
+def answer_ids(model, answer, ids, other_ids, name):
+    """The answer's token id for each input, (B,): an id, a text that is one token, or a list of B of them; or None.
+
+    None or "": the token in which the input ids (B,T) differs from other_ids, if there is exactly one.
+    """
+    if answer is None or (isinstance(answer, str) and not answer):
+        differ = ids != other_ids
+        if (differ.sum(1) != 1).any():
+            where = differ.any(0).nonzero()[:, 0].tolist()
+            raise ValueError(f"the texts differ at positions {where}, not at one; name the {name} answer")
+        return ids[differ]
+    answers = list(answer) if isinstance(answer, (list, tuple, torch.Tensor)) else [answer] * len(ids)
+    if len(answers) != len(ids):
+        raise ValueError(f"give one {name} answer, or one for each of the {len(ids)} inputs; got {len(answers)}")
+    return torch.tensor([_answer_id(model, each, name) for each in answers], device=ids.device)
+
+
+def _answer_id(model, answer, name):
+    if not isinstance(answer, str):
+        if not 0 <= int(answer) < model.config.vocab_size:
+            raise ValueError(f"the {name} answer {answer} is no token; the ids are 0 to {model.config.vocab_size - 1}")
+        return int(answer)
+    tokens = encode(model, answer)[0].tolist()
+    if len(tokens) == 1:
+        return tokens[0]
+    shown = "|".join(model.tokenizer.tokens(tokens))
+    raise ValueError(
+        f"the {name} answer {answer!r} is {len(tokens)} tokens ({shown}); it must be one: mind the leading space"
+    )
 
 
 @torch.no_grad()
-def patch_loop(model, clean, corrupted, clean_answer, corrupted_answer):
-    """Logit difference of the corrupted run with the clean residual stream after block l at position p: (L,T), logits.
+def get_activations(model, inputs, sites=("resid_post",)):
+    """{site: {layer: tensor}} of a run on a text, texts of equal token length, or ids (B,T); copies. One pass."""
+    kept = tails.record(model, encode(model, inputs), sites)
+    return {site: kept[site] for site in ([sites] if isinstance(sites, str) else sites)}
 
-    clean, corrupted: ids (1,T); answers: token ids. difference = logit(corrupted answer) - logit(clean answer), so
-    lower than the corrupted run's own value = towards the clean run. This loop is the definition of the result.
-    Cost: 1 + L*T passes.
+
+@torch.no_grad()
+def patch_activation(model, inputs, layer, position, activation, site="resid_post", head=None):
+    """Last-token logits (B,V) of one run with one patch; see mingpt.model.Patch. One pass."""
+    model(encode(model, inputs), patch_params=Patch(layer, position, activation, site, head))
+    return model.last_token_logits
+
+
+@dataclass(repr=False)
+class PatchingResult:
+    """What the patched runs of patch_layers say at the last token; measures are worked out when they are read.
+
+    Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were patched; and with
+    a B before it where B pairs were given. clean and corrupted, the unpatched runs, are () or (B,).
     """
+
+    model: GPT
+    vectors: dict  # "patched" (B,cells,C), "clean" (B,C), "corrupted" (B,C): last-token residual vectors after ln_f
+    answers: torch.Tensor  # (B,2): the clean, the corrupted answer
+    tokens: list  # the corrupted input's, as texts; of the first pair
+    site: str
+    direction: str
+    single: bool
+
+    @property
+    def logit_diff(self):
+        """cells: logit(corrupted answer) - logit(clean answer), in logits; positive = the corrupted answer is ahead."""
+        return self._read("patched", self._difference)
+
+    @property
+    def clean(self):
+        """The logit difference of the unpatched clean run."""
+        return self._read("clean", self._difference)
+
+    @property
+    def corrupted(self):
+        """The logit difference of the unpatched corrupted run."""
+        return self._read("corrupted", self._difference)
+
+    @property
+    def normalized(self):
+        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences: 0 as corrupted, 1 as clean."""
+        patched, clean, corrupted = (self._all(name, self._difference) for name in ("patched", "clean", "corrupted"))
+        clean, corrupted = (x.view(-1, *[1] * (patched.ndim - 1)) for x in (clean, corrupted))
+        return self._squeeze((patched - corrupted) / (clean - corrupted))
+
+    @property
+    def log_prob(self):
+        """cells: log-probability of the clean answer, in nats."""
+        return self._read("patched", lambda vector, b: self._log_probs(vector)[..., self.answers[b, 0]])
+
+    @property
+    def probability(self):
+        """cells: probability of the clean answer."""
+        return self.log_prob.exp()
+
+    @property
+    def kl(self):
+        """cells: KL divergence of the patched from the unpatched clean run's next-token distribution, in nats, >= 0."""
+
+        def divergence(vectors, b):
+            clean = self._log_probs(self.vectors["clean"][b])
+            return (clean.exp() * (clean - self._log_probs(vectors))).sum(-1)
+
+        return self._read("patched", divergence)
+
+    def mean(self):
+        """logit_diff, averaged over the pairs: cells without B."""
+        return self._all("patched", self._difference).mean(0)
+
+    def plot(self, path=None):
+        """The matplotlib Figure of the mean logit_diff; written to path (.png, .svg, .pdf) if there is one."""
+        from mingpt.interpretability import figures
+
+        values, rows, columns = self._table()
+        title = f"{self.site}, {self.direction}; mean over {len(self.answers)} pairs" if not self.single else self.site
+        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
+        if path:
+            figures.check_output(path)
+            figures.save_figure(figure, path)
+        return figure
+
+    def to_csv(self, path):
+        """Write the mean logit_diff: a header, then a row per layer (and head), in full precision."""
+        from mingpt.interpretability import figures
+
+        values, rows, columns = self._table()
+        figures.save_csv(values, columns, path, rows)
+
+    @property
+    def quantity(self):
+        """What logit_diff is, in words."""
+        if len(self.answers) > 1 or self.model.tokenizer is None:
+            return "logit(corrupted answer) - logit(clean answer)"
+        clean, corrupted = (self.model.tokenizer.decode([answer]) for answer in self.answers[0].tolist())
+        return f"logit({corrupted!r}) - logit({clean!r})"
+
+    def __repr__(self):
+        shape = "x".join(map(str, self.logit_diff.shape))
+        clean, corrupted = self.clean.mean().item(), self.corrupted.mean().item()
+        ends = f"clean {clean:.2f}, corrupted {corrupted:.2f}"
+        return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
+
+    def _table(self):
+        values = self.mean()
+        L, heads = len(values), values.ndim > 1 and self.site in WITH_HEADS
+        if values.ndim == 3:
+            return values.flatten(0, 1), [f"{l}.{h}" for l in range(L) for h in range(values.size(1))], self._labels()
+        columns = [f"head {h}" for h in range(values.size(1))] if heads else self._labels()
+        return (values, None, columns) if values.ndim == 2 else (values[:, None], None, ["all positions"])
+
+    def _labels(self):
+        from mingpt.interpretability import figures
+
+        return figures.token_labels(self.tokens)
+
+    def _difference(self, vectors, b):
+        rows = self.model.lm_head.weight[self.answers[b]]  # (2,C): the only part of the output matrix that is needed
+        logits = vectors @ rows.T
+        return logits[..., 1] - logits[..., 0]
+
+    def _log_probs(self, vectors):
+        return self.model.lm_head(vectors).log_softmax(-1)
+
+    @torch.no_grad()
+    def _all(self, name, measure):
+        return torch.stack([measure(vectors, b) for b, vectors in enumerate(self.vectors[name])])
+
+    def _read(self, name, measure):
+        return self._squeeze(self._all(name, measure))
+
+    def _squeeze(self, values):
+        return values[0] if self.single else values
+
+
+@torch.no_grad()
+def patch_layers(
+    model,
+    clean_input,
+    corrupted_input,
+    target_token,
+    corrupted_token=None,
+    site="resid_post",
+    direction="denoise",
+    each_position=True,
+    max_tokens=4096,
+):
+    """Patch every layer (and head) at every position, or with each_position=False at all positions at once.
+
+    clean_input, corrupted_input: texts, ids (1,T), or lists of B texts or ids (B,T), of equal token lengths.
+    target_token, corrupted_token: the clean and the corrupted answer, each an id, a text that is one token, or a list
+    of B; without a corrupted_token it is the differing token of the corrupted input.
+    direction: "denoise" puts clean activations into the corrupted run, "noise" corrupted ones into the clean run.
+    max_tokens: how many tokens may be under way at once, which bounds the memory (about 60 C bytes for each in fp32).
+    -> PatchingResult. Cost: 2 passes and the tails of the patched runs. Equals one patched pass per cell, to rounding.
+    """
+    if site not in SITES:
+        raise ValueError(f"no site {site!r}; the sites are {', '.join(SITES)}")
+    if direction not in ("denoise", "noise"):
+        raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
+    _check_mode(model)
+    clean, corrupted = encode_pair(model, clean_input, corrupted_input)
+    answers = [
+        answer_ids(model, target_token, clean, corrupted, "clean"),
+        answer_ids(model, corrupted_token, corrupted, clean, "corrupted"),
+    ]
+    source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+    both = tails.record(model, torch.cat((source, target)), {site, *tails.BASE})  # one pass reads the weights once
+    new = {layer: x[: len(source)] for layer, x in both[site].items()}
+    base = tails.as_base({name: {layer: x[len(source) :] for layer, x in both[name].items()} for name in tails.BASE})
+    patched = _patched_ends(model, base, new, site, (clean != corrupted).any(0), each_position, max_tokens)
+
+    ends = both["resid_post"][model.config.n_layer - 1][:, -1].chunk(2)  # 2 x (B,C)
+    names = ("clean", "corrupted") if direction == "denoise" else ("corrupted", "clean")
+    vectors = {"patched": patched, names[0]: ends[0], names[1]: ends[1]}
+    vectors = {name: model.transformer.ln_f(vector) for name, vector in vectors.items()}
+    if not all(vector.isfinite().all() for vector in vectors.values()):
+        raise ValueError("the runs give values that are NaN or infinite; check the weights and the dtype")
+    tokens = (
+        [str(i) for i in corrupted[0].tolist()] if model.tokenizer is None else model.tokenizer.tokens(corrupted[0])
+    )
+    single = isinstance(clean_input, str) or (isinstance(clean_input, torch.Tensor) and len(clean) == 1)
+    return PatchingResult(model, vectors, torch.stack(answers, 1), tokens, site, direction, single)
+
+
+def _patched_ends(model, base, new, site, differs, each_position, max_tokens):
+    """Last-token residual vectors of all patched runs: (B,L,T,C), (B,L,H,T,C) at sites with heads; or without T."""
+    first, T, L = differs.nonzero()[0].item(), len(differs), model.config.n_layer
+    positions = list(range(first, T)) if each_position else [first]
+    layers = list(range(L)) if site != "resid_pre" else list(range(-1, L - 1))  # before block l is after block l - 1
+
+    def join(layer, positions):
+        return tails.patched_tails(model, base, new, site, layer, positions, each_position)
+
+    with tqdm(total=L * len(positions), desc="patching", unit="patch", disable=None) as bar:
+        ends = tails.finish(model, base, join, layers, positions, max_tokens, bar=bar)
+    ends = torch.stack([torch.cat([ends[layer, p] for p in positions], 2) for layer in layers], 1)  # (B,L,R,P,C)
+    if each_position:  # left of the first difference the two runs are the same, and a patch changes nothing
+        unpatched = base["resid_post"][L - 1][:, None, None, None, -1]  # (B,1,1,1,C)
+        ends = torch.cat((unpatched.expand(-1, L, ends.size(2), first, -1), ends), 3)
+    else:
+        ends = ends[:, :, :, 0]
+    return ends if site in WITH_HEADS else ends[:, :, 0]
+
+
+@torch.no_grad()
+def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_token=None, cells=None):
+    """patch_layers(...).logit_diff for one pair at resid_post, by its definition: (L,T), in logits; slow.
+
+    Each cell is a forward pass of its own, with the clean residual stream after block l at position p in the corrupted
+    run. cells: only these (layer, position), a list -> (len(cells),). Cost: 1 + L*T passes, or 1 + len(cells).
+    """
+    clean, corrupted = encode_pair(model, clean_input, corrupted_input)
+    clean_answer = answer_ids(model, target_token, clean, corrupted, "clean")
+    corrupted_answer = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
     model(clean, store_activations=True)
-    clean_residual = model.layer_activations  # {layer: (1,T,C)}
-    L, T = len(clean_residual), clean.size(1)
-    differences = torch.empty(L, T, dtype=torch.float64)
-    with tqdm(total=L * T, desc="patching", unit="run", disable=None) as progress:
-        for layer in range(L):
-            for position in range(T):
-                model(corrupted, patch_params=(layer, position, clean_residual[layer][:, position]))
-                differences[layer, position] = logit_difference(model, clean_answer, corrupted_answer)
-                progress.update()
-    return differences
+    clean_stream = model.layer_activations  # {layer: (1,T,C)}
+    L, T = len(clean_stream), clean.size(1)
+    differences = []
+    for layer, position in tqdm(cells or [(l, p) for l in range(L) for p in range(T)], unit="patch", disable=None):
+        model(corrupted, patch_params=(layer, position, clean_stream[layer][:, position]))
+        logits = model.last_token_logits[0]
+        differences.append((logits[corrupted_answer] - logits[clean_answer]).item())
+    differences = torch.tensor(differences, dtype=torch.float64)
+    return differences if cells else differences.view(L, T)
+
+
+@torch.no_grad()
+def ablate_component(model, inputs, component, kind="zero", answers=None, reference=None):
+    """What removing a component costs, a float: the increase of the mean next-token loss on the inputs, in nats.
+
+    With answers (right, wrong), ids or texts of one token: diff(ablated) - diff(intact) in logits, averaged over the
+    inputs, where diff = logit(right) - logit(wrong) at the last position; negative = the component helped.
+    component: "layer_3_head_5" or (3, "head", 5); "layer_3_mlp" or (3, "mlp"); "layer_3" or (3,), attention and MLP;
+    "layer_3_neuron_17" or (3, "neuron", 17); or a list of these, removed together.
+    kind: "zero"; "mean", over all tokens of the reference inputs; "resample", the reference inputs' own values (texts
+    or ids of the same shape as the inputs). Zeroing a head's z is not TransformerLens's zeroing after its default
+    weight processing, which folds the value bias away: there a zeroed head still passes on that bias.
+    Cost: 2 passes, and 1 over the reference.
+    """
+    ids = encode(model, inputs)
+    components = component if isinstance(component, list) else [component]
+    parts = [part for each in components for part in _parts(model, each)]
+    value = _replacements(model, ids, kind, reference, {PARTS[name] for _, name, _ in parts})
+    patches = [_ablation(layer, name, index, value(PARTS[name], layer, index)) for layer, name, index in parts]
+    measure = _measure(model, ids, answers)
+    ablated, intact = model.stream(ids, patches), model.stream(ids)
+    return (measure(ablated[:, None]) - measure(intact[:, None])).item()
+
+
+@torch.no_grad()
+def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_tokens=4096):
+    """ablate_component for every head by itself: (L,H). Cost: 1 pass and the tails of the L*H ablated runs."""
+    _check_mode(model)
+    ids = encode(model, inputs)
+    L, H = model.config.n_layer, model.config.n_head
+    value = _replacements(model, ids, kind, reference, {"z"})
+    measure = _measure(model, ids, answers)
+    base = tails.base_run(model, ids)
+    new = {}
+    for layer, z in base["z"].items():
+        new[layer] = torch.stack([value("z", layer, head).expand_as(z[:, head]) for head in range(H)], 1)  # (B,H,T,D)
+
+    def join(layer, positions):
+        return tails.patched_tails(model, base, new, "z", layer, positions, each_position=False)
+
+    with tqdm(total=L, desc="ablating", unit="layer", disable=None) as bar:
+        ablated = tails.finish(model, base, join, list(range(L)), [0], max_tokens, answers is None, measure, bar)
+    return torch.stack([ablated[layer, 0] for layer in range(L)]) - measure(base["resid_post"][L - 1][:, None])
+
+
+PARTS = {"head": "z", "attention": "attn_out", "mlp": "mlp_out", "neuron": "mlp_post"}  # part of a layer -> its site
+
+
+def _parts(model, component):
+    """[(layer, part, index)] of a component as ablate_component takes it; ValueError if there is none such."""
+    known = "write layer_3, layer_3_mlp, layer_3_head_5, layer_3_neuron_17 or (3,), (3, 'mlp'), (3, 'head', 5) ..."
+    pieces = component
+    if isinstance(component, str):
+        found = re.fullmatch(r"layer_(\d+)(?:_(mlp)|_(head|neuron)_(\d+))?", component)
+        pieces = [int(piece) if piece.isdigit() else piece for piece in found.groups() if piece] if found else [None]
+    sizes = {"head": model.config.n_head, "neuron": model.config.n_inner, "mlp": None, "layer": None}
+    layer, part, index = (*pieces, *(["layer"] * (len(pieces) == 1)), None, None, None)[:3]
+    if part not in sizes or (index is None) != (sizes[part] is None):
+        raise ValueError(f"no component {component!r}; {known}")
+    for name, number, size in (("layer", layer, model.config.n_layer), (part, index, sizes[part])):
+        if size is not None and not (isinstance(number, int) and 0 <= number < size):
+            raise ValueError(f"no component {component!r}: {name} must be 0 to {size - 1}; {known}")
+    return [(layer, "attention", None), (layer, "mlp", None)] if part == "layer" else [(layer, part, index)]
+
+
+def _ablation(layer, part, index, value):
+    """The Patch that puts value in the place of a part of the layer, at all positions."""
+    if part != "neuron":
+        return Patch(layer, None, value, PARTS[part], index)
+
+    def with_neuron(old):  # (B,T,4C); the tap hands out a copy
+        old[..., index] = value
+        return old
+
+    return Patch(layer, None, with_neuron, PARTS[part])
+
+
+def _replacements(model, ids, kind, reference, sites):
+    """f(site, layer, index): what an ablated part is replaced by, a tensor that broadcasts to it."""
+    if kind not in ("zero", "mean", "resample"):
+        raise ValueError(f'kind must be "zero", "mean" or "resample", got {kind!r}')
+    if kind == "zero":
+        return lambda site, layer, index: model.lm_head.weight.new_zeros(())
+    if reference is None:
+        raise ValueError(f'kind "{kind}" takes its values from other inputs; give them as reference')
+    reference = encode(model, reference)
+    if kind == "resample" and reference.shape != ids.shape:
+        raise ValueError(
+            f"the reference must be {tuple(ids.shape)} tokens like the inputs, got {tuple(reference.shape)}"
+        )
+    kept = get_activations(model, reference, sites)
+
+    def value(site, layer, index):
+        x = kept[site][layer]
+        if index is not None:
+            x = x[:, index] if site == "z" else x[..., index]  # (B,H,T,D) -> (B,T,D); (B,T,4C) -> (B,T)
+        return x.mean((0, 1)) if kind == "mean" else x
+
+    return value
+
+
+def _measure(model, ids, answers):
+    """f(final residual streams (B,R,n,C)): each run's mean next-token loss, or its logit difference: (R,)."""
+    if answers is not None:
+        right, wrong = (answer_ids(model, answer, ids, ids, name) for answer, name in zip(answers, ("right", "wrong")))
+        rows = model.lm_head.weight[right] - model.lm_head.weight[wrong]  # (B,C)
+        return lambda streams: (model.transformer.ln_f(streams[:, :, -1]) * rows[:, None]).sum(-1).mean(0)
+    B, T = ids.shape
+    if T < 2:
+        raise ValueError("one token has no next one to be wrong about; give longer inputs, or answers")
+
+    def losses(streams):  # (B,r,T,C)
+        logits = model.lm_head(model.transformer.ln_f(streams[:, :, :-1]))  # (B,r,T-1,V)
+        targets = ids[:, None, 1:, None].expand(-1, streams.size(1), -1, -1)  # (B,r,T-1,1)
+        return (logits.logsumexp(-1) - logits.gather(-1, targets)[..., 0]).mean((0, 2))
+
+    at_once = max(1, 512 // (B * T))  # the logits of all runs at once would be large
+    return lambda streams: torch.cat([losses(some) for some in streams.split(at_once, dim=1)])
+
+
+def _check_mode(model):
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout is noise; call model.eval() first")
+    check_mps(model.lm_head.weight.device)
+
+
+def check_mps(device):
+    """ValueError on the PyTorch whose linear layers are silently wrong on Apple's GPU (pytorch issue 161640)."""
+    if torch.device(device).type == "mps" and torch.__version__.startswith("2.8."):
+        raise ValueError("PyTorch 2.8 computes linear layers wrongly on mps; install another version, or use the cpu")

@@ -1,0 +1,270 @@
+"""How fast are the sweeps, beside other ways to the same numbers and beside what this machine can do at all?
+
+    python -m mingpt.interpretability.benchmark [--output benchmark.csv] [--rounds 3] [--threads 2]
+
+GPT-2-small shapes, random weights, fp32, CPU. Every way runs once in each round, one after the other, and the median
+is shown. The limit is the floating-point work that a sweep needs (mingpt.interpretability.tails), over the rate of a
+large fp32 matrix product measured in the same round. transformers, TransformerLens and nnsight take part where they
+are installed: one forward with a hook per patch, and for nnsight all patches of a sweep in one trace.
+"""
+
+import argparse
+import csv
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+
+import torch
+
+from mingpt import pretrained
+from mingpt.interpretability.activation_patching import ablate_component, ablate_heads, patch_layers, patch_loop
+from mingpt.model import GPT, GPTConfig, Patch
+
+L, H, C, V = 12, 12, 768, 50257
+CLEAN, CORRUPTED = 5437, 4176  # the ids of the answers
+
+
+def inputs(T, first):
+    """Ids (1,T) twice, different at the position `first`."""
+    clean = torch.randint(V, (1, T), generator=torch.Generator().manual_seed(T))
+    corrupted = clean.clone()
+    clean[0, first], corrupted[0, first] = CLEAN, CORRUPTED
+    return clean, corrupted
+
+
+def sweep_work(T, first, heads=1):
+    """Floating-point operations of a residual sweep, or of one with so many heads to patch per cell.
+
+    A product of (n,a) @ (a,b) is 2nab. A block costs 24 C^2 a token and 4 C a pair of query and key.
+    """
+    both = 2 * L * (24 * C * C * T + 2 * C * T * T)
+    work = 0
+    for p in range(first, T):
+        n = T - p
+        pairs = sum(range(p + 1, T + 1))
+        block = 24 * C * C * n + 4 * C * pairs
+        joining = block - 6 * C * C * (n - 1)  # right of p, q, k and v are still those of the base run
+        top = 4 * C * C * n + 20 * C * C + 4 * C * T  # keys and values of all tokens, the rest of the last one
+        patched = (16 * C * C + 2 * C * C / H) if heads > 1 else 0  # the head's own output, and the MLP of its token
+        for layer in range(L):
+            blocks_above = L - 1 - layer
+            inner = max(0, blocks_above - 2) * block + (joining if blocks_above > 1 else 0)
+            work += heads * (inner + (top if blocks_above else 0) + patched)
+    return both + work
+
+
+def ablation_work(T):
+    """The same for all heads, with the loss at every token: no token is left out in the last block."""
+    block = 24 * C * C * T + 2 * C * T * T
+    output = 2 * C * V * (T - 1)
+    own = 16 * C * C * T + 2 * C * C / H * T
+    return L * block + output + sum(H * (own + (L - 1 - layer) * block + output) for layer in range(L))
+
+
+def matrix_rate():
+    """Floating-point operations a second of a large fp32 product."""
+    a, b = torch.randn(2048, 3072), torch.randn(3072, 3072)
+    a @ b
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * 2048 * 3072 * 3072 / statistics.median(times)
+
+
+def with_transformers(folder):
+    """f(clean, corrupted): a forward of transformers' GPT-2 with one hook per patch."""
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def sweep(clean, corrupted):
+        stream = model(clean, output_hidden_states=True).hidden_states[1:-1]  # after each block but the last
+        kept = []
+        handle = model.transformer.h[-1].register_forward_hook(
+            lambda module, args, out: kept.append(first(out).clone())
+        )
+        model(clean)
+        handle.remove()
+        stream = [*stream, kept[0]]
+        table = torch.empty(L, clean.size(1))
+        for layer in range(L):
+            for p in range(clean.size(1)):
+
+                def hook(module, args, out, layer=layer, p=p):
+                    first(out)[:, p] = stream[layer][:, p]
+                    return out
+
+                handle = model.transformer.h[layer].register_forward_hook(hook)
+                logits = model(corrupted).logits[0, -1]
+                handle.remove()
+                table[layer, p] = logits[CORRUPTED] - logits[CLEAN]
+        return table
+
+    def first(out):
+        return out[0] if isinstance(out, tuple) else out
+
+    return sweep
+
+
+def with_transformer_lens(folder):
+    """The same with HookedTransformer.run_with_hooks; its weights are its own random ones."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes = {"n_layers": L, "d_model": C, "n_ctx": 1024, "d_head": C // H, "n_heads": H, "d_vocab": V}
+    model = HookedTransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre"))
+
+    @torch.no_grad()
+    def sweep(clean, corrupted):
+        _, cache = model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_resid_post"))
+        for layer in range(L):
+            name = f"blocks.{layer}.hook_resid_post"
+            for p in range(clean.size(1)):
+
+                def hook(x, hook, name=name, p=p):
+                    x[:, p] = cache[name][:, p]
+                    return x
+
+                model.run_with_hooks(corrupted, fwd_hooks=[(name, hook)])[0, -1]
+
+    return sweep
+
+
+def with_nnsight(folder):
+    """The same with nnsight, all patches in one trace, where the prompts run as one batch."""
+    from nnsight import NNsight
+    from transformers import GPT2LMHeadModel
+
+    model = NNsight(GPT2LMHeadModel.from_pretrained(folder).eval())
+
+    @torch.no_grad()
+    def sweep(clean, corrupted):
+        T = clean.size(1)
+        with model.trace(clean):
+            stream = [block.output.save() for block in model.transformer.h]
+        stream = [out[0] if isinstance(out, tuple) else out for out in stream]
+        with model.trace(corrupted.expand(L * T, -1)):
+            for layer in range(L):
+                for p in range(T):
+                    model.transformer.h[layer].output[layer * T + p, p] = stream[layer][0, p]
+            logits = model.lm_head.output[:, -1].save()
+        return (logits[:, CORRUPTED] - logits[:, CLEAN]).view(L, T)
+
+    return sweep
+
+
+def single_heads(model, clean, corrupted):
+    """The loop for the sweep over z: a forward per head and position."""
+    with torch.no_grad():
+        model(clean, store_activations=["z"])
+        z = model.activations["z"]
+        for layer in range(L):
+            for head in range(H):
+                for p in range(clean.size(1)):
+                    model(corrupted, patch_params=Patch(layer, p, z[layer][:, head, p], "z", head))
+
+
+def single_ablations(model, clean):
+    for layer in range(L):
+        for head in range(H):
+            ablate_component(model, clean, (layer, "head", head))
+
+
+def measure_memory(model):
+    """MB by which the T=256 sweep raises the peak memory of a process that has run the model; in one of its own."""
+    clean, corrupted = inputs(256, 5)
+    with torch.no_grad():
+        model(corrupted)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    patch_layers(model, clean, corrupted, CLEAN, CORRUPTED)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def cases(model, folder):
+    """[(case, work, {way: f()})], quick ones first."""
+    peers = {"transformers": with_transformers, "transformer_lens": with_transformer_lens, "nnsight": with_nnsight}
+    peers = {name: make(folder) for name, make in peers.items() if find_spec(name)}
+    rows = []
+    for T, first in ((11, 1), (64, 5), (256, 5)):
+        pair = inputs(T, first)
+        ways = {"sweep": lambda pair=pair: patch_layers(model, *pair, CLEAN, CORRUPTED).logit_diff}
+        if T <= 64:
+            ways["loop over patch_params"] = lambda pair=pair: patch_loop(model, *pair, CLEAN, CORRUPTED)
+            ways |= {name: lambda pair=pair, sweep=sweep: sweep(*pair) for name, sweep in peers.items()}
+        rows.append((f"residual stream, T={T}", sweep_work(T, first), ways))
+    pair = inputs(11, 1)
+    heads = {"sweep": lambda: patch_layers(model, *pair, CLEAN, CORRUPTED, site="z").logit_diff}
+    heads["loop over patch_params"] = lambda: single_heads(model, *pair)
+    rows.append(("every head's z, T=11", sweep_work(11, 1, H), heads))
+    ablations = {"sweep": lambda: ablate_heads(model, pair[0])}
+    ablations["loop over patch_params"] = lambda: single_ablations(model, pair[0])
+    rows.append(("all heads ablated, T=11", ablation_work(11), ablations))
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="benchmark.csv")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="only the cases with this in their name")
+    parser.add_argument("--memory", metavar="FOLDER", help="only the memory of the T=256 sweep on this model")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory:
+        print(f"{measure_memory(GPT.from_pretrained(options.memory)):.0f} MB above the model at the peak of T=256")
+        return
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {"n_layer": L, "n_head": H, "n_embd": C, "vocab_size": V, "block_size": 1024}
+        pretrained.save(GPT(GPTConfig(**sizes, tie_word_embeddings=True)), folder)
+        run_cases(options, GPT.from_pretrained(folder), folder)
+        command = ["-m", "mingpt.interpretability.benchmark", "--threads", str(options.threads), "--memory", folder]
+        subprocess.run([sys.executable, *command], check=True)
+
+
+def run_cases(options, model, folder):
+    table = [("case", "way", "seconds", "times the sweep", "times the limit")]
+    for case, work, ways in cases(model, folder):
+        if options.only not in case:
+            continue
+        seconds, limits, results = {way: [] for way in ways}, [], {}
+        for number in range(options.rounds):
+            limits.append(work / matrix_rate())
+            for way, run in ways.items():
+                if number and seconds[way][0] > 30:
+                    continue  # once is enough for what takes so long
+                start = time.perf_counter()
+                results[way] = run()
+                seconds[way].append(time.perf_counter() - start)
+        limit = statistics.median(limits)
+        for way, times in seconds.items():
+            median = statistics.median(times)
+            table.append(
+                (
+                    case,
+                    way,
+                    f"{median:.3f}",
+                    f"{median / statistics.median(seconds['sweep']):.1f}",
+                    f"{median / limit:.2f}",
+                )
+            )
+        table.append((case, f"limit, {work / 1e9:.0f} GFLOP", f"{limit:.3f}", "", "1"))
+        for row in table[-len(ways) - 1 :]:
+            print("{:28}{:28}{:>10}{:>18}{:>18}".format(*row), flush=True)
+        for way in ("loop over patch_params", "transformers", "nnsight"):
+            if isinstance(results.get(way), torch.Tensor):
+                print(f"{'':28}{way}: off by {(results[way] - results['sweep']).abs().max().item():.1e}")
+    with open(options.output, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(table)
+    print(f"Wrote {options.output}.")
+
+
+if __name__ == "__main__":
+    main()

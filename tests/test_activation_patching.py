@@ -1,0 +1,321 @@
+"""Sweeps against the brute-force loop over the public forward, cell by cell; ablations against single patched runs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from mingpt.bpe import BPETokenizer, Encoder
+from mingpt.interpretability.activation_patching import (
+    WITH_HEADS,
+    ablate_component,
+    ablate_heads,
+    get_activations,
+    patch_activation,
+    patch_layers,
+)
+from mingpt.model import GPT, SITES, GPTConfig, Patch
+
+V = 11
+RIGHT, WRONG = 3, 5  # the clean and the corrupted answer
+
+
+def make_model(L=4, H=3, D=7, dtype=torch.float64, seed=0, **options):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, **options)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.to(dtype)
+
+
+def loop(model, source, target, site, each_position):
+    """The definition: one patched forward per cell, (B,cells)."""
+    acts = get_activations(model, source, site)[site]
+    heads = range(model.config.n_head) if site in WITH_HEADS else [None]
+    positions = range(source.size(1)) if each_position else [None]
+    table = []
+    for layer in acts:
+        for head in heads:
+            new = acts[layer] if head is None else acts[layer][:, head]
+            for p in positions:
+                logits = patch_activation(model, target, layer, p, new if p is None else new[:, p], site, head)
+                table.append(logits[:, WRONG] - logits[:, RIGHT])
+    shape = [len(acts)] + [len(heads)] * (site in WITH_HEADS) + [len(positions)] * each_position
+    return torch.stack(table, 1).view(len(source), *shape)
+
+
+def pairs(B, T, differ, seed=0):
+    """Ids (B,T) twice, different at the positions of each row of differ."""
+    clean = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
+    corrupted = clean.clone()
+    for row, positions in zip(corrupted, differ):
+        for p in positions:
+            row[p] = (row[p] + 1) % V
+    return clean, corrupted
+
+
+def tolerance(table, dtype):
+    """fp64, fp32: rounding of sums in another order. bf16 has 8 bits: rounding the stream moves a logit by 1 %."""
+    spread = (table.max() - table.min()).item()
+    return {torch.float64: 1e-10, torch.float32: 1e-4 * spread + 1e-5, torch.bfloat16: 0.05 * spread + 0.05}[dtype]
+
+
+def assert_equals_loop(model, clean, corrupted, site, direction, each_position=True, max_tokens=4096):
+    source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG, site, direction, each_position, max_tokens)
+    expected = loop(model, source, target, site, each_position)
+    found = result.logit_diff[None] if len(clean) == 1 else result.logit_diff
+    assert found.shape == expected.shape and found.dtype == model.lm_head.weight.dtype
+    assert (found - expected).abs().max() <= tolerance(expected, found.dtype)
+
+
+@pytest.mark.parametrize("each_position", [True, False])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_site_and_direction_equals_the_loop(site, direction, each_position, dtype):
+    clean, corrupted = pairs(1, 6, [[1, 4]])
+    assert_equals_loop(make_model(dtype=dtype), clean, corrupted, site, direction, each_position)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_length_difference_and_bound_equals_the_loop(data):
+    draw = data.draw
+    L, H, D, T, B = (draw(st.integers(1, n)) for n in (4, 3, 5, 9, 3))
+    differ = draw(st.lists(st.sets(st.integers(0, T - 1), min_size=1), min_size=B, max_size=B))
+    options = {"tie_word_embeddings": draw(st.booleans()), "scale_attn_by_inverse_layer_idx": draw(st.booleans())}
+    options["n_inner"] = draw(st.sampled_from([None, 6]))
+    model = make_model(L, H, D, seed=draw(st.integers(0, 99)), **options)
+    clean, corrupted = pairs(B, T, differ, seed=draw(st.integers(0, 99)))
+    site, direction = draw(st.sampled_from(SITES)), draw(st.sampled_from(["denoise", "noise"]))
+    assert_equals_loop(model, clean, corrupted, site, direction, draw(st.booleans()), draw(st.integers(1, 80)))
+
+
+def test_a_batch_of_pairs_equals_pair_by_pair():
+    model = make_model()
+    clean, corrupted = pairs(3, 6, [[2], [0, 5], [4]])
+    answers = ([1, 2, 3], [4, 5, 6])
+    batch = patch_layers(model, clean, corrupted, *answers)
+    for b in range(3):
+        one = patch_layers(model, clean[b : b + 1], corrupted[b : b + 1], answers[0][b], answers[1][b])
+        for measure in ("logit_diff", "normalized", "probability", "log_prob", "kl", "clean", "corrupted"):
+            torch.testing.assert_close(getattr(batch, measure)[b], getattr(one, measure), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(batch.mean(), batch.logit_diff.mean(0))
+
+
+def test_the_measures_are_those_of_the_patched_runs_logits():
+    model = make_model()
+    clean, corrupted = pairs(1, 5, [[1]])
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
+    model(clean)
+    clean_log_probs = model.last_token_logits[0].log_softmax(-1)
+    stream = get_activations(model, clean)["resid_post"]
+    for layer in range(4):
+        for p in range(5):
+            log_probs = patch_activation(model, corrupted, layer, p, stream[layer][:, p])[0].log_softmax(-1)
+            kl = F.kl_div(log_probs, clean_log_probs, log_target=True, reduction="sum")
+            expected = {"log_prob": log_probs[RIGHT], "probability": log_probs[RIGHT].exp(), "kl": kl}
+            for measure, value in expected.items():
+                torch.testing.assert_close(getattr(result, measure)[layer, p], value, rtol=1e-8, atol=1e-10)
+    for name, ids in (("clean", clean), ("corrupted", corrupted)):
+        model(ids)
+        logits = model.last_token_logits[0]
+        torch.testing.assert_close(getattr(result, name), logits[WRONG] - logits[RIGHT])
+    expected = (result.logit_diff - result.corrupted) / (result.clean - result.corrupted)
+    torch.testing.assert_close(result.normalized, expected)
+    assert result.normalized[-1, -1].item() == pytest.approx(1) and abs(result.normalized[0, 0]) < 1e-10
+
+
+def text_model():
+    tokenizer = BPETokenizer(Encoder([]))
+    torch.manual_seed(0)
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=8, vocab_size=tokenizer.n_vocab, block_size=12)
+    model = GPT(config).eval()
+    model.tokenizer = tokenizer
+    return model
+
+
+def test_texts_and_ids_give_the_same_and_the_corrupted_answer_is_the_differing_token():
+    model = text_model()
+    by_text = patch_layers(model, "abcab", "axcab", "b")
+    by_list = patch_layers(model, ["abcab"], ["axcab"], ["b"], ["x"])
+    encode = model.tokenizer
+    by_ids = patch_layers(model, encode("abcab"), encode("axcab"), encode("b").item(), encode("x").item())
+    assert torch.equal(by_text.logit_diff, by_ids.logit_diff) and torch.equal(
+        by_text.logit_diff[None], by_list.logit_diff
+    )
+    assert by_text.tokens == list("axcab") and by_text.quantity == "logit('x') - logit('b')"
+
+
+def test_a_result_plots_itself_writes_itself_and_says_what_it_is(tmp_path):
+    model = text_model()
+    for site, each, rows, columns in (
+        ("resid_post", True, 2, 5),
+        ("z", True, 4, 5),
+        ("z", False, 2, 2),
+        ("mlp_out", False, 2, 1),
+    ):
+        result = patch_layers(model, "abcab", "axcab", "b", site=site, each_position=each)
+        figure = result.plot()
+        assert figure.axes[0].images[0].get_array().shape == (rows, columns)
+        result.plot(tmp_path / "plot.svg")
+        result.to_csv(tmp_path / "table.csv")
+        lines = (tmp_path / "table.csv").read_text().splitlines()
+        assert len(lines) == rows + 1
+        cells = torch.tensor([[float(cell) for cell in line.split(",")[1:]] for line in lines[1:]], dtype=torch.float64)
+        assert torch.equal(cells.flatten(), result.logit_diff.double().flatten())
+        assert repr(result).startswith(f"PatchingResult({site}, denoise, ") and "\n" not in repr(result)
+
+
+def test_nothing_of_the_callers_is_changed():
+    model = make_model()
+    clean, corrupted = pairs(1, 5, [[1]])
+    copies, state = (clean.clone(), corrupted.clone()), {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(5)
+    rng = torch.get_rng_state()
+    for site in SITES:
+        result = patch_layers(model, clean, corrupted, RIGHT, WRONG, site)
+        assert not result.logit_diff.requires_grad
+    ablate_heads(model, clean)
+    assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), rng)
+    assert torch.equal(clean, copies[0]) and torch.equal(corrupted, copies[1])
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert model(clean, clean)[1].requires_grad  # gradients still flow
+
+
+def test_activations_are_copies_of_what_the_sites_hold():
+    model = make_model()
+    clean, corrupted = pairs(2, 5, [[1], [2]])
+    kept = get_activations(model, clean, ["z", "resid_pre"])
+    assert set(kept) == {"z", "resid_pre"} and kept["z"][2].shape == (2, 3, 5, 7)
+    before = kept["z"][2].clone()
+    get_activations(model, corrupted, ["z"])
+    assert torch.equal(kept["z"][2], before)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"site": "resid"}, "sites are resid_pre"),
+        ({"direction": "up"}, 'must be "denoise" or "noise"'),
+        ({"target_token": 11}, "ids are 0 to 10"),
+        ({"target_token": [1, 2]}, "one for each of the 1 inputs"),
+        ({"corrupted_token": None}, r"differ at positions \[0, 1\], not at one"),
+        ({"corrupted_input": torch.zeros(1, 6, dtype=torch.long)}, "equally many tokens, got 5 and 6"),
+        ({"corrupted_input": torch.tensor([[0, 1, 2, 3, 4]])}, "are the same"),
+        ({"clean_input": "text"}, "no tokenizer"),
+        ({"clean_input": torch.zeros(1, 13, dtype=torch.long)}, "takes 1 to 12"),
+        ({"clean_input": torch.zeros(5, dtype=torch.long)}, r"whole numbers \(B, T\)"),
+    ],
+)
+def test_bad_input_is_a_clear_error(change, message):
+    ids = torch.tensor([[0, 1, 2, 3, 4]])
+    arguments = {
+        "clean_input": ids,
+        "corrupted_input": ids + 1,
+        "target_token": RIGHT,
+        "corrupted_token": WRONG,
+    } | change
+    arguments["corrupted_input"] = arguments["corrupted_input"].clone()
+    if change.get("corrupted_token", WRONG) is None:
+        arguments["corrupted_input"][0, 2:] = ids[0, 2:]
+    with pytest.raises(ValueError, match=message):
+        patch_layers(make_model(), **arguments)
+
+
+def test_nan_and_training_mode_are_errors():
+    clean, corrupted = pairs(1, 5, [[1]])
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        patch_layers(make_model().train(), clean, corrupted, RIGHT, WRONG)
+    model = make_model()
+    model.transformer.h[1].mlp.c_fc.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        patch_layers(model, clean, corrupted, RIGHT, WRONG)
+
+
+def test_the_wrong_linear_of_one_pytorch_on_mps_is_refused(monkeypatch):
+    from mingpt.interpretability.activation_patching import check_mps
+
+    check_mps("mps")
+    monkeypatch.setattr(torch, "__version__", "2.8.0")
+    check_mps("cpu")
+    with pytest.raises(ValueError, match="PyTorch 2.8"):
+        check_mps("mps")
+
+
+def loss_of(model, ids, patches):
+    logits, _ = model(ids, patch_params=patches)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def difference_of(model, ids, patches):
+    model(ids, patch_params=patches)
+    return (model.last_token_logits[:, RIGHT] - model.last_token_logits[:, WRONG]).mean()
+
+
+@pytest.mark.parametrize("answers, measure", [(None, loss_of), ((RIGHT, WRONG), difference_of)])
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
+def test_ablations_equal_runs_in_which_the_part_is_replaced(kind, answers, measure):
+    model = make_model()
+    ids, reference = pairs(2, 6, [[0, 3], [1, 2]])
+    kept = get_activations(model, reference, ["z", "mlp_out", "attn_out", "mlp_post"])
+
+    def value(x):  # (B,T,...) -> what replaces it
+        return {"zero": torch.zeros_like(x), "mean": x.mean((0, 1), keepdim=True).expand_as(x), "resample": x}[kind]
+
+    def neuron(old):
+        old[..., 9] = value(kept["mlp_post"][2][..., 9, None])[..., 0]
+        return old
+
+    head = Patch(1, None, value(kept["z"][1][:, 2]), "z", 2)
+    mlp = Patch(2, None, value(kept["mlp_out"][2]), "mlp_out")
+    attention = Patch(2, None, value(kept["attn_out"][2]), "attn_out")
+    cases = {
+        "layer_1_head_2": [head],
+        (1, "head", 2): [head],
+        "layer_2_mlp": [mlp],
+        (2, "mlp"): [mlp],
+        "layer_2": [attention, mlp],
+        (2,): [attention, mlp],
+        "layer_2_neuron_9": [Patch(2, None, neuron, "mlp_post")],
+        (2, "neuron", 9): [Patch(2, None, neuron, "mlp_post")],
+    }
+    plain = measure(model, ids, None)
+    for component, patches in [*cases.items(), (["layer_1_head_2", (2, "mlp")], [head, mlp])]:
+        found = ablate_component(model, ids, component, kind, answers, reference)
+        assert found == pytest.approx((measure(model, ids, patches) - plain).item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("answers", [None, (RIGHT, WRONG)])
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
+def test_all_heads_at_once_equal_one_by_one(kind, answers):
+    model = make_model()
+    ids, reference = pairs(2, 6, [[0, 3], [1, 2]])
+    table = ablate_heads(model, ids, kind, answers, reference, max_tokens=40)
+    assert table.shape == (4, 3)
+    for layer in range(4):
+        for head in range(3):
+            one = ablate_component(model, ids, (layer, "head", head), kind, answers, reference)
+            assert table[layer, head].item() == pytest.approx(one, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "component", ["layer_9", "layer_1_head", "layer_0_head_3", (1, "head"), (1, "foo", 3), (7,), (1, "mlp", 3), "x", ()]
+)
+def test_an_unknown_component_is_refused_by_name(component):
+    with pytest.raises(ValueError, match="no component .*write layer_3"):
+        ablate_component(make_model(), torch.tensor([[1, 2, 3]]), component)
+
+
+def test_ablations_say_what_they_need():
+    model, ids = make_model(), torch.tensor([[1, 2, 3]])
+    with pytest.raises(ValueError, match="give them as reference"):
+        ablate_heads(model, ids, "mean")
+    with pytest.raises(ValueError, match=r"must be \(1, 3\) tokens"):
+        ablate_heads(model, ids, "resample", reference=torch.tensor([[1, 2]]))
+    with pytest.raises(ValueError, match='kind must be "zero"'):
+        ablate_heads(model, ids, "none")
+    with pytest.raises(ValueError, match="longer inputs, or answers"):
+        ablate_component(model, torch.tensor([[1]]), "layer_0")
