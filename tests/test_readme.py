@@ -9,12 +9,16 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_example_prints_what_stands_below_it():
+def test_the_examples_run_and_print_what_stands_below_them(tmp_path, monkeypatch):
     code, shown = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", README, re.S).groups()
-    printed = io.StringIO()
+    printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
-        exec(code, {})
+        exec(code, names)
     assert printed.getvalue() == shown
+    second = re.findall(r"```python\n(.*?)```", README, re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(second, names)
+    assert (tmp_path / "heads.png").exists()
 
 
 def test_the_commands_are_those_that_the_gate_runs():
