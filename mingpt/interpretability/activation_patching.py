@@ -175,7 +175,7 @@ class PatchingResult:
         from mingpt.interpretability import figures
 
         values, rows, columns = self._table()
-        title = f"{self.site}, {self.direction}; mean over {len(self.answers)} pairs" if not self.single else self.site
+        title = f"{self.site}, {self.direction}" + ("" if self.single else f", mean over {len(self.answers)} pairs")
         figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
         if path:
             figures.check_output(path)

@@ -77,6 +77,22 @@ def matrix_rate():
     return 2 * 2048 * 3072 * 3072 / statistics.median(times)
 
 
+def first(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+def stream_of(model, ids):
+    """The residual stream after each block of a transformers model, a list."""
+    kept = []
+    handles = [
+        block.register_forward_hook(lambda module, args, out: kept.append(first(out))) for block in model.transformer.h
+    ]
+    model(ids)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
 def with_transformers(folder):
     """f(clean, corrupted): a forward of transformers' GPT-2 with one hook per patch."""
     from transformers import GPT2LMHeadModel
@@ -85,14 +101,7 @@ def with_transformers(folder):
 
     @torch.no_grad()
     def sweep(clean, corrupted):
-        stream = model(clean, output_hidden_states=True).hidden_states[1:-1]  # after each block but the last
-        kept = []
-        handle = model.transformer.h[-1].register_forward_hook(
-            lambda module, args, out: kept.append(first(out).clone())
-        )
-        model(clean)
-        handle.remove()
-        stream = [*stream, kept[0]]
+        stream = stream_of(model, clean)
         table = torch.empty(L, clean.size(1))
         for layer in range(L):
             for p in range(clean.size(1)):
@@ -106,9 +115,6 @@ def with_transformers(folder):
                 handle.remove()
                 table[layer, p] = logits[CORRUPTED] - logits[CLEAN]
         return table
-
-    def first(out):
-        return out[0] if isinstance(out, tuple) else out
 
     return sweep
 
@@ -141,19 +147,18 @@ def with_nnsight(folder):
     from nnsight import NNsight
     from transformers import GPT2LMHeadModel
 
-    model = NNsight(GPT2LMHeadModel.from_pretrained(folder).eval())
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    traced = NNsight(model)
 
     @torch.no_grad()
     def sweep(clean, corrupted):
         T = clean.size(1)
-        with model.trace(clean):
-            stream = [block.output.save() for block in model.transformer.h]
-        stream = [out[0] if isinstance(out, tuple) else out for out in stream]
-        with model.trace(corrupted.expand(L * T, -1)):
+        stream = stream_of(model, clean)
+        with traced.trace(corrupted.expand(L * T, -1)):
             for layer in range(L):
                 for p in range(T):
-                    model.transformer.h[layer].output[layer * T + p, p] = stream[layer][0, p]
-            logits = model.lm_head.output[:, -1].save()
+                    first(traced.transformer.h[layer].output)[layer * T + p, p] = stream[layer][0, p]
+            logits = traced.lm_head.output[:, -1].save()
         return (logits[:, CORRUPTED] - logits[:, CLEAN]).view(L, T)
 
     return sweep

@@ -53,7 +53,8 @@ def token_labels(tokens):
 def draw_heatmap(values, columns, title, quantity, rows=None):
     """The matplotlib Figure of values (rows, columns), row 0 at the bottom; red above 0, white at 0, blue below.
 
-    title, quantity (of the colour bar) and the labels are shown to the letter. rows: labels, or the numbers from 0.
+    title, quantity (of the colour bar) and the labels are shown to the letter. rows: "layer.head" labels; without
+    them the rows are the layers from 0.
     """
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_xlabel("position and token")
-    axes.set_ylabel("layer")
+    axes.set_ylabel("layer.head" if rows else "layer")
     axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
     figure.colorbar(image).set_label(quantity, parse_math=False)
     if width <= 24 and height <= 60:
