@@ -10,13 +10,14 @@ are installed: one forward with a hook per patch, and for nnsight all patches of
 
 import argparse
 import csv
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -186,9 +187,15 @@ def measure_memory(model):
     clean, corrupted = inputs(256, 5)
     with torch.no_grad():
         model(corrupted)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     patch_layers(model, clean, corrupted, CLEAN, CORRUPTED)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_memory() - before
+
+
+def peak_memory():
+    """The most memory that this process has used, in MB, as Linux counts it."""
+    status = Path("/proc/self/status").read_text()  # getrusage's figure would take over the parent process's
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def cases(model, folder):
