@@ -71,8 +71,7 @@ class Patch(NamedTuple):
 
     def check(self, n_layer, n_head, T):
         """ValueError, saying what the right ones are, if there is no such site, layer, head or position."""
-        if self.site not in SITES:
-            raise ValueError(f"no site {self.site!r}; the sites are {', '.join(SITES)}")
+        check_site(self.site)
         if type(self.layer) is not int or not 0 <= self.layer < n_layer:
             raise ValueError(f"no layer {self.layer!r}; the layers are 0 to {n_layer - 1}")
         if self.head is not None and self.site not in HEAD_SITES + ATTENTION_SITES:
@@ -105,6 +104,12 @@ class Patch(NamedTuple):
                 f"which does not broadcast to the {tuple(old.shape)} that it replaces"
             ) from error
         return x
+
+
+def check_site(site):
+    """ValueError, saying what the sites are, if there is none of that name."""
+    if site not in SITES:
+        raise ValueError(f"no site {site!r}; the sites are {', '.join(SITES)}")
 
 
 def as_patches(patch_params):
@@ -377,6 +382,5 @@ def as_store(store_activations):
             f"store_activations must be True, False or a list of sites, got {store_activations!r}"
         ) from error
     for site in sites:
-        if site not in SITES:
-            raise ValueError(f"no site {site!r}; the sites are {', '.join(SITES)}")
+        check_site(site)
     return {site: {} for site in ("resid_post", *sites)}

@@ -24,9 +24,7 @@ from mingpt import pretrained
 class TrainerConfig:
     device: str = "auto"  # cuda if there is one, else cpu
     num_workers: int = 0  # processes that prepare batches
-    max_iters: int | None = (
-        None  # optimizer steps in all, resumed ones included; None runs until a callback raises StopIteration
-    )
+    max_iters: int | None = None  # steps in all, resumed ones included; None: until a callback raises StopIteration
     batch_size: int = 64
     learning_rate: float = 3e-4
     betas: tuple = (0.9, 0.95)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from mingpt.interpretability import tails
-from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, SITES, Patch
+from mingpt.interpretability import figures, tails
+from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, check_site
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
 
@@ -172,22 +172,20 @@ class PatchingResult:
 
     def plot(self, path=None):
         """The matplotlib Figure of the mean logit_diff; written to path (.png, .svg, .pdf) if there is one."""
-        from mingpt.interpretability import figures
-
         values, rows, columns = self._table()
         title = f"{self.site}, {self.direction}" + ("" if self.single else f", mean over {len(self.answers)} pairs")
         figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
         if path:
             figures.check_output(path)
-            figures.save_figure(figure, path)
+            with figures.written_whole(path) as beside:
+                figures.save_figure(figure, beside(path))
         return figure
 
     def to_csv(self, path):
         """Write the mean logit_diff: a header, then a row per layer (and head), in full precision."""
-        from mingpt.interpretability import figures
-
         values, rows, columns = self._table()
-        figures.save_csv(values, columns, path, rows)
+        with figures.written_whole(path) as beside:
+            figures.save_csv(values, columns, beside(path), rows)
 
     @property
     def quantity(self):
@@ -212,8 +210,6 @@ class PatchingResult:
         return (values, None, columns) if values.ndim == 2 else (values[:, None], None, ["all positions"])
 
     def _labels(self):
-        from mingpt.interpretability import figures
-
         return figures.token_labels(self.tokens)
 
     def _difference(self, vectors, b):
@@ -256,8 +252,7 @@ def patch_layers(
     max_tokens: how many tokens may be under way at once, which bounds the memory (about 60 C bytes for each in fp32).
     -> PatchingResult. Cost: 2 passes and the tails of the patched runs. Equals one patched pass per cell, to rounding.
     """
-    if site not in SITES:
-        raise ValueError(f"no site {site!r}; the sites are {', '.join(SITES)}")
+    check_site(site)
     if direction not in ("denoise", "noise"):
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     _check_mode(model)
@@ -295,7 +290,8 @@ def _patched_ends(model, base, new, site, differs, each_position, max_tokens):
         return tails.patched_tails(model, base, new, site, layer, positions, each_position)
 
     with tqdm(total=L * len(positions), desc="patching", unit="patch", disable=None) as bar:
-        ends = tails.finish(model, base, join, layers, positions, max_tokens, bar=bar)
+        runs = model.config.n_head if site in WITH_HEADS else 1
+        ends = tails.finish(model, base, join, layers, positions, runs, max_tokens, bar=bar)
     ends = torch.stack([torch.cat([ends[layer, p] for p in positions], 2) for layer in layers], 1)  # (B,L,R,P,C)
     if each_position:  # left of the first difference the two runs are the same, and a patch changes nothing
         unpatched = base["resid_post"][L - 1][:, None, None, None, -1]  # (B,1,1,1,C)
@@ -367,7 +363,7 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
         return tails.patched_tails(model, base, new, "z", layer, positions, each_position=False)
 
     with tqdm(total=L, desc="ablating", unit="layer", disable=None) as bar:
-        ablated = tails.finish(model, base, join, list(range(L)), [0], max_tokens, answers is None, measure, bar)
+        ablated = tails.finish(model, base, join, list(range(L)), [0], H, max_tokens, answers is None, measure, bar)
     return torch.stack([ablated[layer, 0] for layer in range(L)]) - measure(base["resid_post"][L - 1][:, None])
 
 

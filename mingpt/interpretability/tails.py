@@ -32,7 +32,7 @@ def record(model, ids, sites):
     return stored
 
 
-def finish(model, base, join, layers, positions, max_tokens=4096, every_token=False, read=lambda end: end, bar=None):
+def finish(model, base, join, layers, positions, R, max_tokens=4096, every_token=False, read=lambda end: end, bar=None):
     """{(layer, position): read(end)}; end (B,R,1,C): the final residual vectors, before ln_f, of the runs patched.
 
     base: base_run of the input that the patches go into.
@@ -41,10 +41,9 @@ def finish(model, base, join, layers, positions, max_tokens=4096, every_token=Fa
     every_token: end is (B,R,T-p,C), at all tokens of the tails, instead of the last token alone.
     max_tokens bounds the tokens under way at once, and so the memory; a single run is never cut.
     """
-    T = base["resid_post"][0].size(1)
-    runs = join(layers[0], positions[:1])[positions[0]][:, :, 0, 0].numel()  # per layer and position: B * R
+    B, T, _ = base["resid_post"][0].shape
     ends = {}
-    for some_layers, some_positions in _portions(layers, positions, T, runs, max_tokens):
+    for some_layers, some_positions in _portions(layers, positions, T, B * R, max_tokens):
         tails = _climb(model, base, join, some_layers, some_positions, every_token)
         for position, tail in tails.items():
             for layer, end in zip(some_layers, tail.chunk(len(some_layers), dim=1)):
