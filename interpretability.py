@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mingpt.interpretability import activation_patching, figures
+from mingpt.interpretability import activation_patching, figures, inputs
 from mingpt.model import GPT
 from mingpt.pretrained import Unavailable
 
@@ -90,11 +90,9 @@ def experiment(options):
         raise ValueError(f"{options.model} has no tokenizer; put the model's merges.txt (and vocab.json) beside it")
 
     model.to(options.device)
-    clean, corrupted = activation_patching.encode_pair(model, options.clean, options.corrupted)
-    clean_answer = activation_patching.answer_ids(model, options.clean_answer, clean, corrupted, "clean").item()
-    corrupted_answer = activation_patching.answer_ids(
-        model, options.corrupted_answer, corrupted, clean, "corrupted"
-    ).item()
+    clean, corrupted = inputs.encode_pair(model, options.clean, options.corrupted)
+    clean_answer = inputs.answer_ids(model, options.clean_answer, clean, corrupted, "clean").item()
+    corrupted_answer = inputs.answer_ids(model, options.corrupted_answer, corrupted, clean, "corrupted").item()
     if clean_answer == corrupted_answer:
         raise ValueError(f"both answers are {shown(tokenizer, clean_answer)}; they must be two different tokens")
     print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
@@ -137,7 +135,7 @@ def check_cells(model, clean, corrupted, clean_answer, corrupted_answer, differe
 def check_device(name):
     try:
         torch.zeros(1, device=name).item()
-        activation_patching.check_mps(name)
+        inputs.check_mps(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"no device {name!r} here ({str(error).splitlines()[0]}); give cpu, or leave --device out"

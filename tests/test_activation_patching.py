@@ -236,7 +236,7 @@ def test_nan_and_training_mode_are_errors():
 
 
 def test_the_wrong_linear_of_one_pytorch_on_mps_is_refused(monkeypatch):
-    from mingpt.interpretability.activation_patching import check_mps
+    from mingpt.interpretability.inputs import check_mps
 
     check_mps("mps")
     monkeypatch.setattr(torch, "__version__", "2.8.0")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import interpretability
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
-from mingpt.interpretability.activation_patching import encode_pair
+from mingpt.interpretability.inputs import encode_pair
 from mingpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent

@@ -15,83 +15,10 @@ import torch
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
+from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair
 from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, check_site
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
-
-
-def encode(model, inputs, name="input"):
-    """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids (B,T)."""
-    if isinstance(inputs, torch.Tensor):
-        if inputs.ndim != 2 or inputs.is_floating_point():
-            raise ValueError(f"ids must be whole numbers (B, T), got {tuple(inputs.shape)} of {inputs.dtype}")
-        ids = inputs.long()
-    else:
-        if model.tokenizer is None:
-            raise ValueError("this model has no tokenizer; give ids (B, T) instead of texts")
-        rows = [model.tokenizer.encode(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
-        if len({len(row) for row in rows}) != 1:
-            raise ValueError(f"the texts must have equally many tokens, got {[len(row) for row in rows]}")
-        ids = torch.tensor(rows, dtype=torch.long)
-    if not 0 < ids.size(1) <= model.block_size:
-        raise ValueError(f"the {name} text has {ids.size(1)} tokens; this model takes 1 to {model.block_size}")
-    return ids.to(model.lm_head.weight.device)
-
-
-def encode_pair(model, clean_input, corrupted_input):
-    """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by token."""
-    clean, corrupted = encode(model, clean_input, "clean"), encode(model, corrupted_input, "corrupted")
-    if clean.shape != corrupted.shape:
-        raise ValueError(_unequal(model, clean, corrupted))
-    same = (clean == corrupted).all(1)
-    if same.any():
-        raise ValueError(f"clean and corrupted text {same.nonzero()[0].item()} are the same; change a token of one")
-    return clean, corrupted
-
-
-def _unequal(model, clean, corrupted):
-    message = f"clean and corrupted must have equally many tokens, got {clean.size(1)} and {corrupted.size(1)}"
-    if model.tokenizer is None or len(clean) != 1 or len(corrupted) != 1:
-        return f"{message} in {len(clean)} and {len(corrupted)} inputs"
-    shown = ["|".join(model.tokenizer.tokens(ids[0])) for ids in (clean, corrupted)]
-    shared = min(clean.size(1), corrupted.size(1))
-    differ = (clean[0, :shared] != corrupted[0, :shared]).nonzero()
-    return (
-        f"{message}:\n  clean     {shown[0]}\n  corrupted {shown[1]}\n"
-        f"first difference at position {differ[0].item() if len(differ) else shared}; "
-        "choose a replacement of the same length"
-    )
-
-
-def answer_ids(model, answer, ids, other_ids, name):
-    """The answer's token id for each input, (B,): an id, a text that is one token, or a list of B of them; or None.
-
-    None or "": the token in which the input ids (B,T) differs from other_ids, if there is exactly one.
-    """
-    if answer is None or (isinstance(answer, str) and not answer):
-        differ = ids != other_ids
-        if (differ.sum(1) != 1).any():
-            where = differ.any(0).nonzero()[:, 0].tolist()
-            raise ValueError(f"the texts differ at positions {where}, not at one; name the {name} answer")
-        return ids[differ]
-    answers = list(answer) if isinstance(answer, (list, tuple, torch.Tensor)) else [answer] * len(ids)
-    if len(answers) != len(ids):
-        raise ValueError(f"give one {name} answer, or one for each of the {len(ids)} inputs; got {len(answers)}")
-    return torch.tensor([_answer_id(model, each, name) for each in answers], device=ids.device)
-
-
-def _answer_id(model, answer, name):
-    if not isinstance(answer, str):
-        if not 0 <= int(answer) < model.config.vocab_size:
-            raise ValueError(f"the {name} answer {answer} is no token; the ids are 0 to {model.config.vocab_size - 1}")
-        return int(answer)
-    tokens = encode(model, answer)[0].tolist()
-    if len(tokens) == 1:
-        return tokens[0]
-    shown = "|".join(model.tokenizer.tokens(tokens))
-    raise ValueError(
-        f"the {name} answer {answer!r} is {len(tokens)} tokens ({shown}); it must be one: mind the leading space"
-    )
 
 
 @torch.no_grad()
@@ -174,12 +101,7 @@ class PatchingResult:
         """The matplotlib Figure of the mean logit_diff; written to path (.png, .svg, .pdf) if there is one."""
         values, rows, columns = self._table()
         title = f"{self.site}, {self.direction}" + ("" if self.single else f", mean over {len(self.answers)} pairs")
-        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
-        if path:
-            figures.check_output(path)
-            with figures.written_whole(path) as beside:
-                figures.save_figure(figure, beside(path))
-        return figure
+        return figures.shown(figures.draw_heatmap(values, columns, title, self.quantity, rows), path)
 
     def to_csv(self, path):
         """Write the mean logit_diff: a header, then a row per layer (and head), in full precision."""
@@ -255,7 +177,7 @@ def patch_layers(
     check_site(site)
     if direction not in ("denoise", "noise"):
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
-    _check_mode(model)
+    check_mode(model)
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = [
         answer_ids(model, target_token, clean, corrupted, "clean"),
@@ -349,7 +271,7 @@ def ablate_component(model, inputs, component, kind="zero", answers=None, refere
 @torch.no_grad()
 def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_tokens=4096):
     """ablate_component for every head by itself: (L,H). Cost: 1 pass and the tails of the L*H ablated runs."""
-    _check_mode(model)
+    check_mode(model)
     ids = encode(model, inputs)
     L, H = model.config.n_layer, model.config.n_head
     value = _replacements(model, ids, kind, reference, {"z"})
@@ -440,15 +362,3 @@ def _measure(model, ids, answers):
 
     at_once = max(1, 512 // (B * T))  # the logits of all runs at once would be large
     return lambda streams: torch.cat([losses(some) for some in streams.split(at_once, dim=1)])
-
-
-def _check_mode(model):
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is noise; call model.eval() first")
-    check_mps(model.lm_head.weight.device)
-
-
-def check_mps(device):
-    """ValueError on the PyTorch whose linear layers are silently wrong on Apple's GPU (pytorch issue 161640)."""
-    if torch.device(device).type == "mps" and torch.__version__.startswith("2.8."):
-        raise ValueError("PyTorch 2.8 computes linear layers wrongly on mps; install another version, or use the cpu")

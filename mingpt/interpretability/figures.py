@@ -1,6 +1,7 @@
 """Pictures and tables on disk, each whole or not there at all."""
 
 import csv
+import json
 import os
 import sys
 import warnings
@@ -10,11 +11,11 @@ from pathlib import Path
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def check_output(path):
-    """ValueError unless a picture can be written to path, and its table beside it."""
+def check_output(path, suffixes=SUFFIXES):
+    """ValueError unless a picture (or a page) can be written to path, and its table beside it."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"cannot write {str(path)!r}: the name must end in one of {', '.join(SUFFIXES)}")
+    if path.suffix not in suffixes:
+        raise ValueError(f"cannot write {str(path)!r}: the name must end in one of {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
     for file in (path, path.with_suffix(".csv")):
@@ -81,6 +82,26 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
                 colour = "white" if abs(value) > dark else "black"
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     return figure
+
+
+def shown(figure, path=None):
+    """The figure; written to path (.png, .svg, .pdf) if there is one."""
+    if path:
+        check_output(path)
+        with written_whole(path) as beside:
+            save_figure(figure, beside(path))
+    return figure
+
+
+def save_page(name, data, path):
+    """Write one self-contained page: pages/<name>.html with the data, which JSON can write, in the place of DATA."""
+    check_output(path, (".html",))
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False)
+    for character in "<>&":  # so that no text in the data can end the script element or begin another
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    page = (Path(__file__).parent / "pages" / f"{name}.html").read_text(encoding="utf-8")
+    with written_whole(path) as beside:
+        beside(path).write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
 
 
 def save_figure(figure, path):

@@ -1,6 +1,6 @@
 """How fast are the sweeps, beside other ways to the same numbers and beside what this machine can do at all?
 
-    python -m mingpt.interpretability.benchmark [--output benchmark.csv] [--rounds 3] [--threads 2]
+    python -m tests.benchmark [--output benchmark.csv] [--rounds 3] [--threads 2]
 
 GPT-2-small shapes, random weights, fp32, CPU. Every way runs once in each round, one after the other, and the median
 is shown. The limit is the floating-point work that a sweep needs (mingpt.interpretability.tails), over the rate of a
@@ -237,7 +237,7 @@ def main():
         sizes = {"n_layer": L, "n_head": H, "n_embd": C, "vocab_size": V, "block_size": 1024}
         pretrained.save(GPT(GPTConfig(**sizes, tie_word_embeddings=True)), folder)
         run_cases(options, GPT.from_pretrained(folder), folder)
-        command = ["-m", "mingpt.interpretability.benchmark", "--threads", str(options.threads), "--memory", folder]
+        command = ["-m", "tests.benchmark", "--threads", str(options.threads), "--memory", folder]
         subprocess.run([sys.executable, *command], check=True)
 
 
