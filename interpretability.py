@@ -98,11 +98,10 @@ def experiment(options):
     print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
 
     quantity = f"logit({shown(tokenizer, corrupted_answer)}) - logit({shown(tokenizer, clean_answer)})"
-    unpatched = {}
-    for name, ids in (("clean", clean), ("corrupted", corrupted)):
-        with torch.no_grad():
-            model(ids)
-        logits = model.last_token_logits[0]
+    with torch.no_grad():
+        model(torch.cat((clean, corrupted)), store_activations=True)
+    clean_stream, unpatched = {layer: both[:1] for layer, both in model.layer_activations.items()}, {}
+    for name, logits in zip(("clean", "corrupted"), model.last_token_logits):
         print_next_tokens(name, logits, tokenizer)
         unpatched[name] = (logits[corrupted_answer] - logits[clean_answer]).item()
     for name, difference in unpatched.items():
@@ -114,19 +113,23 @@ def experiment(options):
         differences = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer)
     else:
         result = activation_patching.patch_layers(model, clean, corrupted, clean_answer, corrupted_answer)
-        differences = result.logit_diff.double().cpu()
-        check_cells(model, clean, corrupted, clean_answer, corrupted_answer, differences, unpatched)
+        differences = result.logit_diff.cpu().double()
+        check_cells(model, clean_stream, corrupted, (clean_answer, corrupted_answer), differences, unpatched)
     write(differences, tokenizer.tokens(corrupted[0]), quantity, options, model.name)
     print(reading(differences, tokenizer.tokens(corrupted[0]), unpatched))
 
 
-def check_cells(model, clean, corrupted, clean_answer, corrupted_answer, differences, unpatched, count=4):
+@torch.no_grad()
+def check_cells(model, clean_stream, corrupted, answers, differences, unpatched, count=3):
     """Run the cells that move the answer most, and the last, by themselves; WrongSweep if one is not the same."""
     moved = (differences - unpatched["corrupted"]).abs().flatten()
-    flat = {*moved.topk(min(count, len(moved))).indices.tolist(), len(moved) - 1}
-    cells = [divmod(index, differences.size(1)) for index in sorted(flat)]
-    again = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer, cells)
-    off = max(abs(differences[cell] - value).item() for cell, value in zip(cells, again))
+    cells = sorted({*moved.topk(min(count, len(moved))).indices.tolist(), len(moved) - 1})
+    again = []
+    for layer, position in (divmod(cell, differences.size(1)) for cell in cells):
+        model(corrupted, patch_params=(layer, position, clean_stream[layer][:, position]))
+        clean_logit, corrupted_logit = model.last_token_logits[0, list(answers)].tolist()
+        again.append(corrupted_logit - clean_logit)
+    off = (differences.flatten()[cells] - torch.tensor(again, dtype=torch.float64)).abs().max().item()
     print(f"{len(cells)} cells, each run again by itself: the largest difference is {off:.1e}.")
     if not off <= 1e-4 * (differences.max() - differences.min()).item() + 1e-5:
         raise WrongSweep(f"the sweep is off by {off:.1e}, more than rounding; report this, and use --loop until then")

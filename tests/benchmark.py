@@ -2,10 +2,10 @@
 
     python -m tests.benchmark [--output benchmark.csv] [--rounds 3] [--threads 2]
 
-GPT-2-small shapes, random weights, fp32, CPU. Every way runs once in each round, one after the other, and the median
-is shown. The limit is the floating-point work that a sweep needs (mingpt.interpretability.tails), over the rate of a
-large fp32 matrix product measured in the same round. transformers, TransformerLens and nnsight take part where they
-are installed: one forward with a hook per patch, and for nnsight all patches of a sweep in one trace.
+GPT-2-small shapes, random weights, fp32, CPU. In each round every way runs once, and before each of them the sweep;
+medians are shown. The limit is the floating-point work that a sweep needs (mingpt.interpretability.tails), over the
+rate of a large fp32 matrix product measured in between. transformers, TransformerLens and nnsight take part where they
+are installed: one forward with a hook per patch, and for nnsight batched traces.
 """
 
 import argparse
@@ -120,16 +120,34 @@ def with_transformers(folder):
     return sweep
 
 
-def with_transformer_lens(folder):
-    """The same with HookedTransformer.run_with_hooks; its weights are its own random ones."""
+def with_hooked_transformer(folder):
+    """The same with TransformerLens's HookedTransformer; its weights are its own random ones."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     sizes = {"n_layers": L, "d_model": C, "n_ctx": 1024, "d_head": C // H, "n_heads": H, "d_vocab": V}
-    model = HookedTransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre"))
+    return hooked(HookedTransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre")))
+
+
+def with_transformer_bridge(folder):
+    """The same with TransformerLens's TransformerBridge over transformers' model."""
+    from tokenizers import Tokenizer, models
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"  # of a tokenizer that only has to be there
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token=end).save_pretrained(f"{folder}/tok")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(f"{folder}/tok")
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    return hooked(TransformerBridge.boot_transformers("gpt2", hf_model=model, tokenizer=tokenizer))
+
+
+def hooked(model):
+    """f(clean, corrupted) with run_with_cache, and run_with_hooks for each patch."""
 
     @torch.no_grad()
     def sweep(clean, corrupted):
         _, cache = model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_resid_post"))
+        table = torch.empty(L, clean.size(1))
         for layer in range(L):
             name = f"blocks.{layer}.hook_resid_post"
             for p in range(clean.size(1)):
@@ -138,13 +156,15 @@ def with_transformer_lens(folder):
                     x[:, p] = cache[name][:, p]
                     return x
 
-                model.run_with_hooks(corrupted, fwd_hooks=[(name, hook)])[0, -1]
+                logits = model.run_with_hooks(corrupted, fwd_hooks=[(name, hook)])[0, -1]
+                table[layer, p] = logits[CORRUPTED] - logits[CLEAN]
+        return table
 
     return sweep
 
 
 def with_nnsight(folder):
-    """The same with nnsight, all patches in one trace, where the prompts run as one batch."""
+    """The same with nnsight: all patches in one trace, where the prompts run as one batch; a trace a layer if long."""
     from nnsight import NNsight
     from transformers import GPT2LMHeadModel
 
@@ -155,12 +175,16 @@ def with_nnsight(folder):
     def sweep(clean, corrupted):
         T = clean.size(1)
         stream = stream_of(model, clean)
-        with traced.trace(corrupted.expand(L * T, -1)):
-            for layer in range(L):
-                for p in range(T):
-                    first(traced.transformer.h[layer].output)[layer * T + p, p] = stream[layer][0, p]
-            logits = traced.lm_head.output[:, -1].save()
-        return (logits[:, CORRUPTED] - logits[:, CLEAN]).view(L, T)
+        differences = []
+        at_once = L if T < 32 else 1
+        for start in range(0, L, at_once):
+            with traced.trace(corrupted.expand(at_once * T, -1)):
+                for layer in range(start, start + at_once):
+                    for p in range(T):
+                        first(traced.transformer.h[layer].output)[(layer - start) * T + p, p] = stream[layer][0, p]
+                logits = traced.lm_head.output[:, -1].save()
+            differences.append((logits[:, CORRUPTED] - logits[:, CLEAN]).view(at_once, T))
+        return torch.cat(differences)
 
     return sweep
 
@@ -200,8 +224,13 @@ def peak_memory():
 
 def cases(model, folder):
     """[(case, work, {way: f()})], quick ones first."""
-    peers = {"transformers": with_transformers, "transformer_lens": with_transformer_lens, "nnsight": with_nnsight}
-    peers = {name: make(folder) for name, make in peers.items() if find_spec(name)}
+    peers = {
+        "transformers": with_transformers,
+        "transformer_lens, TransformerBridge": with_transformer_bridge,
+        "transformer_lens, HookedTransformer": with_hooked_transformer,
+        "nnsight, batched": with_nnsight,
+    }
+    peers = {way: make(folder) for way, make in peers.items() if find_spec(way.split(",")[0])}
     rows = []
     for T, first in ((11, 1), (64, 5), (256, 5)):
         pair = inputs(T, first)
@@ -248,31 +277,25 @@ def run_cases(options, model, folder):
             continue
         seconds, limits, results = {way: [] for way in ways}, [], {}
         for number in range(options.rounds):
-            limits.append(work / matrix_rate())
             for way, run in ways.items():
                 if number and seconds[way][0] > 30:
                     continue  # once is enough for what takes so long
-                start = time.perf_counter()
-                results[way] = run()
-                seconds[way].append(time.perf_counter() - start)
+                limits.append(work / matrix_rate())
+                for each, f in {"sweep": ways["sweep"], way: run}.items():  # the sweep runs beside every other way
+                    start = time.perf_counter()
+                    results[each] = f()
+                    seconds[each].append(time.perf_counter() - start)
         limit = statistics.median(limits)
-        for way, times in seconds.items():
-            median = statistics.median(times)
-            table.append(
-                (
-                    case,
-                    way,
-                    f"{median:.3f}",
-                    f"{median / statistics.median(seconds['sweep']):.1f}",
-                    f"{median / limit:.2f}",
-                )
-            )
+        medians = {way: statistics.median(times) for way, times in seconds.items()}
+        for way, median in medians.items():
+            ratios = f"{median / medians['sweep']:.1f}", f"{median / limit:.2f}"
+            table.append((case, way, f"{median:.3f}", *ratios))
         table.append((case, f"limit, {work / 1e9:.0f} GFLOP", f"{limit:.3f}", "", "1"))
         for row in table[-len(ways) - 1 :]:
-            print("{:28}{:28}{:>10}{:>18}{:>18}".format(*row), flush=True)
-        for way in ("loop over patch_params", "transformers", "nnsight"):
-            if isinstance(results.get(way), torch.Tensor):
-                print(f"{'':28}{way}: off by {(results[way] - results['sweep']).abs().max().item():.1e}")
+            print("{:26}{:37}{:>8}{:>17}{:>17}".format(*row), flush=True)
+        for way in ways.keys() - {"sweep", "transformer_lens, HookedTransformer"}:  # which has weights of its own
+            if isinstance(results[way], torch.Tensor):
+                print(f"{'':26}{way}: off by {(results[way] - results['sweep']).abs().max().item():.1e}")
     with open(options.output, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
     print(f"Wrote {options.output}.")

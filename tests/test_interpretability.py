@@ -5,8 +5,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -324,6 +326,22 @@ def test_an_interrupted_run_ends_with_130_and_writes_nothing(folder, tmp_path, m
 
     monkeypatch.setattr(interpretability.figures, "save_csv", interrupted)
     assert run(folder, tmp_path) == 130 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process alone on Windows")
+@pytest.mark.parametrize("flags", [[], ["--loop"]])
+def test_ctrl_c_in_the_middle_of_the_patched_runs_ends_with_130_and_writes_nothing(tmp_path, flags):
+    long = " was a student and a teacher, and" * 20  # some seconds of patched runs
+    texts = ["--clean", f"Michelle Jones{long} Michelle", "--corrupted", f"Michelle Smith{long} Michelle"]
+    command = [sys.executable, "-u", ROOT / "interpretability.py", "--model", "names", *texts, *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "after the corrupted text: " in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "" and not list(tmp_path.iterdir())
 
 
 def test_a_sweep_that_is_not_what_the_runs_give_is_an_error(folder, tmp_path, capsys, monkeypatch):

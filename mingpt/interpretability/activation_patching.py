@@ -224,11 +224,11 @@ def _patched_ends(model, base, new, site, differs, each_position, max_tokens):
 
 
 @torch.no_grad()
-def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_token=None, cells=None):
+def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_token=None):
     """patch_layers(...).logit_diff for one pair at resid_post, by its definition: (L,T), in logits; slow.
 
     Each cell is a forward pass of its own, with the clean residual stream after block l at position p in the corrupted
-    run. cells: only these (layer, position), a list -> (len(cells),). Cost: 1 + L*T passes, or 1 + len(cells).
+    run. Cost: 1 + L*T passes.
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     clean_answer = answer_ids(model, target_token, clean, corrupted, "clean")
@@ -237,12 +237,11 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     clean_stream = model.layer_activations  # {layer: (1,T,C)}
     L, T = len(clean_stream), clean.size(1)
     differences = []
-    for layer, position in tqdm(cells or [(l, p) for l in range(L) for p in range(T)], unit="patch", disable=None):
+    for layer, position in tqdm([(l, p) for l in range(L) for p in range(T)], unit="patch", disable=None):
         model(corrupted, patch_params=(layer, position, clean_stream[layer][:, position]))
         logits = model.last_token_logits[0]
         differences.append((logits[corrupted_answer] - logits[clean_answer]).item())
-    differences = torch.tensor(differences, dtype=torch.float64)
-    return differences if cells else differences.view(L, T)
+    return torch.tensor(differences, dtype=torch.float64).view(L, T)
 
 
 @torch.no_grad()

@@ -80,7 +80,9 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
         for row, cells in enumerate(values.tolist()):
             for column, value in enumerate(cells):
                 colour = "white" if abs(value) > dark else "black"
-                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+                axes.text(
+                    column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour, in_layout=False
+                )
     return figure
 
 
