@@ -120,7 +120,7 @@ def experiment(options):
 
 
 @torch.no_grad()
-def check_cells(model, clean_stream, corrupted, answers, differences, unpatched, count=3):
+def check_cells(model, clean_stream, corrupted, answers, differences, unpatched, count=2):
     """Run the cells that move the answer most, and the last, by themselves; WrongSweep if one is not the same."""
     moved = (differences - unpatched["corrupted"]).abs().flatten()
     cells = sorted({*moved.topk(min(count, len(moved))).indices.tolist(), len(moved) - 1})

@@ -184,9 +184,10 @@ def patch_layers(
         answer_ids(model, corrupted_token, corrupted, clean, "corrupted"),
     ]
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-    both = tails.record(model, torch.cat((source, target)), {site, *tails.BASE})  # one pass reads the weights once
+    sites = tails.needed(site)
+    both = tails.record(model, torch.cat((source, target)), {site, *sites})  # one pass reads the weights once
     new = {layer: x[: len(source)] for layer, x in both[site].items()}
-    base = tails.as_base({name: {layer: x[len(source) :] for layer, x in both[name].items()} for name in tails.BASE})
+    base = tails.as_base({name: {layer: x[len(source) :] for layer, x in both[name].items()} for name in sites})
     patched = _patched_ends(model, base, new, site, (clean != corrupted).any(0), each_position, max_tokens)
 
     ends = both["resid_post"][model.config.n_layer - 1][:, -1].chunk(2)  # 2 x (B,C)
@@ -275,7 +276,7 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
     L, H = model.config.n_layer, model.config.n_head
     value = _replacements(model, ids, kind, reference, {"z"})
     measure = _measure(model, ids, answers)
-    base = tails.base_run(model, ids)
+    base = tails.as_base(tails.record(model, ids, tails.needed("z")))
     new = {}
     for layer, z in base["z"].items():
         new[layer] = torch.stack([value("z", layer, head).expand_as(z[:, head]) for head in range(H)], 1)  # (B,H,T,D)

@@ -12,16 +12,15 @@ from torch.nn import functional as F
 
 from mingpt.model import ATTENTION_SITES, HEAD_SITES, as_store
 
-BASE = ("resid_pre", "resid_mid", "resid_post", "q", "k", "v", "z")  # of the base run, to work out what a patch does
 
-
-def base_run(model, ids):
-    """{site: {layer: tensor}} of the run that patches go into, with what it takes to work them out. One pass."""
-    return as_base(record(model, ids, BASE))
+def needed(site):
+    """The sites of the base run from which `patched_tails` works out what a patch at this site does."""
+    inside = () if site in ("resid_pre", "resid_post") else ("resid_mid", "q", "z")
+    return ("resid_pre", "resid_post", "k", "v", *inside)
 
 
 def as_base(recorded):
-    """What `record` gave for BASE, with the stream before the first block as layer -1."""
+    """What `record` gave for the sites needed, with the stream before the first block as layer -1 of resid_post."""
     return recorded | {"resid_post": {-1: recorded["resid_pre"][0], **recorded["resid_post"]}}
 
 
@@ -35,7 +34,7 @@ def record(model, ids, sites):
 def finish(model, base, join, layers, positions, R, max_tokens=4096, every_token=False, read=lambda end: end, bar=None):
     """{(layer, position): read(end)}; end (B,R,1,C): the final residual vectors, before ln_f, of the runs patched.
 
-    base: base_run of the input that the patches go into.
+    base: as_base of the run that the patches go into.
     join(layer, positions) -> {position: (B,R,T-p,C)}: the residual stream after block `layer`, from the position on,
     of the R runs that are patched there; layer -1 stands for the stream before the first block.
     every_token: end is (B,R,T-p,C), at all tokens of the tails, instead of the last token alone.
