@@ -14,6 +14,7 @@ from mingpt.interpretability.activation_patching import (
     get_activations,
     patch_activation,
     patch_layers,
+    path_patching,
 )
 from mingpt.model import GPT, SITES, GPTConfig, Patch
 
@@ -319,3 +320,52 @@ def test_ablations_say_what_they_need():
         ablate_heads(model, ids, "none")
     with pytest.raises(ValueError, match="longer inputs, or answers"):
         ablate_component(model, torch.tensor([[1]]), "layer_0")
+
+
+def four_passes(model, clean, corrupted, sender, receivers, freeze_mlps):
+    """Path patching as Wang et al. describe it, with the public forward alone: the change of the logit difference."""
+    layer, head = sender
+    acts = get_activations(model, clean, ["z", "mlp_out"])
+    new_z = get_activations(model, corrupted, "z")["z"][layer][:, head]
+    frozen = [Patch(at, None, z, "z") for at, z in acts["z"].items()] + [Patch(layer, None, new_z, "z", head)]
+    mlps = [Patch(at, None, out, "mlp_out") for at, out in acts["mlp_out"].items()] if freeze_mlps else []
+    unpatched = model(clean)[0][:, -1]
+    direct = model(clean, patch_params=frozen + mlps)[0][:, -1]
+    patches = []
+    for receiver in receivers:
+        at, site = (receiver[0], "mlp_out" if receiver[1] == "mlp" else receiver[2])
+        head = None if site == "mlp_out" else receiver[1]
+        below = [patch for patch in mlps if patch.layer < at]  # an MLP that receives is not frozen itself
+        model(clean, store_activations=[site], patch_params=frozen + below)
+        new = model.activations[site][at]
+        patches.append(Patch(at, None, new if head is None else new[:, head], site, head))
+    last = model(clean, patch_params=patches)[0][:, -1] if receivers else direct
+    return (last - unpatched)[:, WRONG].sub((last - unpatched)[:, RIGHT]).mean().item()
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True])
+@pytest.mark.parametrize(
+    "receiver", ["logits", (2, 1, "q"), (2, 0, "k"), (3, 2, "v"), (1, "mlp"), [(2, 1, "v"), (2, 2, "q"), (3, "mlp")]]
+)
+def test_path_patching_is_the_four_passes_of_the_paper(receiver, freeze_mlps):
+    model = make_model()
+    clean, corrupted = pairs(2, 6, [[1], [0, 3]])
+    effect = path_patching(model, clean, corrupted, RIGHT, WRONG, receiver, freeze_mlps=freeze_mlps, max_tokens=60)
+    receivers = [] if receiver == "logits" else receiver if isinstance(receiver, list) else [receiver]
+    right = torch.tensor(
+        [
+            [four_passes(model, clean, corrupted, (layer, head), receivers, freeze_mlps) for head in range(3)]
+            for layer in range(4)
+        ],
+        dtype=torch.float64,
+    )
+    assert effect.sub(right).abs().max() < 1e-12 and right[0].abs().max() > 1e-6
+    one = path_patching(model, clean, corrupted, RIGHT, WRONG, receiver, (0, 1), freeze_mlps)
+    assert abs(one - right[0, 1].item()) < 1e-12
+
+
+def test_path_patching_says_which_receivers_there_are():
+    model, (clean, corrupted) = make_model(), pairs(1, 5, [[1]])
+    for receiver in ("logit", (2, 1), (2, 1, "z"), (4, "mlp"), (2, 3, "q"), 7):
+        with pytest.raises(ValueError, match="no receiver|no component"):
+            path_patching(model, clean, corrupted, RIGHT, WRONG, receiver)

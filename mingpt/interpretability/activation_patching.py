@@ -246,6 +246,97 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
 
 
 @torch.no_grad()
+def path_patching(
+    model,
+    clean_input,
+    corrupted_input,
+    target_token,
+    corrupted_token=None,
+    receiver="logits",
+    sender=None,
+    freeze_mlps=False,
+    max_tokens=4096,
+):
+    """Effect of each head along its direct path to the receiver: (L,H), in logits; with a sender (layer, head) a float.
+
+    The clean run with one head's output taken from the corrupted run, as far as the receiver reads it: all other heads
+    stay as in the clean run, MLPs on the way are computed anew, or stay too with freeze_mlps. Then the clean run with
+    what the receiver makes of it, and all else above computed anew. effect = logit_diff of that run - logit_diff of
+    the clean run, where logit_diff = logit(corrupted answer) - logit(clean answer) at the last position, averaged over
+    the pairs; positive = the path carries the clean answer. 0 where no path leads from the head to the receiver.
+    receiver: "logits", (layer, "mlp"), (layer, head, "q") or "k" or "v", or a list of these, received together.
+    Inputs and answers as in patch_layers. Cost: 2 passes, and for each head the MLPs below the receiver and 1 pass.
+    Source: Wang et al. 2022 (arXiv 2211.00593), appendix B.
+    """
+    check_mode(model)
+    clean, corrupted = encode_pair(model, clean_input, corrupted_input)
+    right = answer_ids(model, target_token, clean, corrupted, "clean")
+    wrong = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
+    receivers = _receivers(model, receiver)
+    senders = [_parts(model, (sender[0], "head", sender[1]))[0][::2]] if sender else None
+    base = tails.record(model, clean, ("resid_pre", "resid_mid", "resid_post", "mlp_out", "z"))
+    z = tails.record(model, corrupted, ("z",))["z"]
+    measure = _measure(model, clean, (wrong.tolist(), right.tolist()))
+    L, H, (B, T) = model.config.n_layer, model.config.n_head, clean.shape
+    unpatched = measure(base["resid_post"][L - 1][:, None])
+    effect = unpatched.new_zeros(L, H)
+    top = max(layer for layer, _, _ in receivers)
+    senders = senders or [(layer, head) for layer in range(min(top + 1, L)) for head in range(H)]
+    at_once = max(1, max_tokens // (B * T))
+    for start in tqdm(range(0, len(senders), at_once), desc="path patching", unit="batch", disable=None):
+        some = senders[start : start + at_once]
+        patches, change = _received(model, base, z, some, receivers, freeze_mlps)
+        ids = clean.expand(len(some), B, T).reshape(-1, T)  # runs side by side, each with all pairs
+        end = model.stream(ids, patches)[:, -1].view(len(some), B, -1) + change[:, :, -1]
+        effect[tuple(zip(*some))] = measure(end.transpose(0, 1)[:, :, None]) - unpatched
+    return effect[senders[0]].item() if sender else effect
+
+
+def _receivers(model, receiver):
+    """[(layer, site, head)]: where receivers are put into a run; the logits as layer L."""
+    found = []
+    for each in receiver if isinstance(receiver, list) else [receiver]:
+        pieces = tuple(each) if isinstance(each, (tuple, list)) else ()
+        if each == "logits":
+            found.append((model.config.n_layer, "logits", None))
+        elif len(pieces) == 2 and pieces[1] == "mlp":
+            found.append((_parts(model, pieces)[0][0], "mlp_out", None))
+        elif len(pieces) == 3 and pieces[2] in ("q", "k", "v"):
+            layer, _, head = _parts(model, (pieces[0], "head", pieces[1]))[0]
+            found.append((layer, pieces[2], head))
+        else:
+            raise ValueError(f'no receiver {each!r}; write "logits", (3, "mlp"), (3, 5, "q"), or "k" or "v", or a list')
+    return found
+
+
+def _received(model, base, z, senders, receivers, freeze_mlps):
+    """(patches with what each receiver makes of the senders, what reaches the logits directly (R,B,T,C)).
+
+    base: of the clean run; z: of the corrupted one. The patches are for R*B inputs, run after run.
+    """
+    heads = {layer: [(i, head) for i, (at, head) in enumerate(senders) if at == layer] for layer, _ in senders}
+    change = base["resid_pre"][0].new_zeros(len(senders), *base["resid_pre"][0].shape)  # of the stream, (R,B,T,C)
+    patches = []
+    for layer, block in enumerate(model.transformer.h):
+        here = [(site, head) for at, site, head in receivers if at == layer]
+        if any(site in HEAD_SITES for site, _ in here):
+            qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + change)).flatten(0, 1)  # (RB,T,3C)
+            qkv = qkv.unflatten(-1, (3, model.config.n_head, -1))  # (RB,T,3,H,D)
+        for i, head in heads.get(layer, ()):
+            weight = block.attn.c_proj.weight.view(change.size(-1), model.config.n_head, -1)[:, head]  # (C,D)
+            change[i] += (z[layer][:, head] - base["z"][layer][:, head]) @ weight.T  # (B,T,D) @ (D,C) -> (B,T,C)
+        mlp_out = block.mlp(block.ln_2(base["resid_mid"][layer] + change))  # (R,B,T,C)
+        for site, head in here:
+            new = mlp_out.flatten(0, 1) if site == "mlp_out" else qkv[:, :, "qkv".index(site), head]
+            patches.append(Patch(layer, None, new, site, head))
+        if not freeze_mlps:
+            change = change + mlp_out - base["mlp_out"][layer]
+    if not any(site == "logits" for _, site, _ in receivers):
+        change = torch.zeros_like(change)
+    return patches, change
+
+
+@torch.no_grad()
 def ablate_component(model, inputs, component, kind="zero", answers=None, reference=None):
     """What removing a component costs, a float: the increase of the mean next-token loss on the inputs, in nats.
 
