@@ -172,7 +172,7 @@ class BPETokenizer:
         if encoder is None:
             from mingpt import pretrained
 
-            encoder = pretrained.gpt2_encoder()
+            encoder = pretrained.read_tokenizer(pretrained.Hub("gpt2")).encoder
         self.encoder = encoder
 
     @classmethod
