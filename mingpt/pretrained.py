@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -97,10 +97,9 @@ def save(model, folder, dtype=torch.float32):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:
-            settings_path, weights_path = Path(part) / "config.json", Path(part) / WEIGHTS[0]
-            settings_path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            save_file(weights, weights_path, metadata={"format": "pt"})
-            shutil.copymode(settings_path, weights_path)  # safetensors writes files that only their owner may read
+            Path(part, "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            save_file(weights, Path(part, WEIGHTS[0]), metadata={"format": "pt"})
+            shutil.copymode(Path(part, "config.json"), Path(part, WEIGHTS[0]))  # safetensors' is its owner's alone
             if model.tokenizer:
                 model.tokenizer.save(part)
             files = sorted(Path(part).iterdir())
@@ -155,9 +154,8 @@ def read_config(path):
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type != "gpt2":
         raise ValueError(f'{path}: model_type must be "gpt2", got {model_type!r}; other architectures are not read')
-    for name in REFUSED:
-        if fields.get(name):
-            raise ValueError(f"{path} sets {name} to {fields[name]!r}, which this GPT-2 has not; take a plain GPT-2")
+    for name in filter(fields.get, REFUSED):
+        raise ValueError(f"{path} sets {name} to {fields[name]!r}, which this GPT-2 has not; take a plain GPT-2")
     settings = {}
     for name, ours in SIZES.items():
         settings[ours] = value = fields.get(name)
@@ -230,7 +228,7 @@ def fit(weights, model, path):
             "has values that are NaN or infinite": not (weight.sum().isfinite() or weight.isfinite().all()),
         }  # a finite sum, which is quicker to have, has only finite terms
         faults += [f"{stored} {fault}" for fault, is_so in found.items() if is_so]
-        state[name] = turn(weight)
+        state[name] = turn(weight) if weight.ndim == 2 else weight
     if model.config.tie_word_embeddings and "transformer.wte.weight" in state:
         embedding = state["transformer.wte.weight"]
         if not state.setdefault("lm_head.weight", embedding).equal(embedding):
@@ -305,21 +303,21 @@ def reach(repo, filename):
     """
     from huggingface_hub.utils import get_session
 
-    if constants.HF_HUB_OFFLINE:
-        raise unreachable(repo, filename, "HF_HUB_OFFLINE is set")
-    faults = [f"no answer in {PATIENCE} s"]
+    fault = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer in {PATIENCE} s"
 
     def ask():
+        nonlocal fault
         try:
             status = get_session().head(huggingface_hub.hf_hub_url(repo, filename), timeout=PATIENCE).status_code
-            faults[:] = [f"it answers {status}"] if status >= 500 else []
+            fault = f"it answers {status}" if status >= 500 else None
         except Exception as error:  # of requests or httpx, by version of huggingface_hub
-            faults[:] = [error]
+            fault = error
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    for fault in faults:
+    if not constants.HF_HUB_OFFLINE:
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(PATIENCE)
+    if fault:
         raise unreachable(repo, filename, fault)
 
 
@@ -382,16 +380,13 @@ def quiet(show_bar):
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
-    level, hide_bar = logger.level, not show_bar and not are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    if hide_bar:
-        disable_progress_bars()
-    try:
+    with ExitStack() as undo:
+        undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+        if not show_bar and not are_progress_bars_disabled():
+            undo.callback(enable_progress_bars)
+            disable_progress_bars()
         yield
-    finally:
-        logger.setLevel(level)
-        if hide_bar:
-            enable_progress_bars()
 
 
 def one_line(error):
