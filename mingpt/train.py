@@ -164,14 +164,14 @@ class Curve:
             with open(self.path, newline="", encoding="utf-8") as file:
                 rows = [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
             self.rows = [row for row in rows if row[0] <= trainer.iter_num]
-        self.began = time.time() - (self.rows[-1][2] if self.rows else 0)
+        self.began = time.monotonic() - (self.rows[-1][2] if self.rows else 0)
 
     def __call__(self, trainer):
         step, config = trainer.iter_num, trainer.config
         if step not in config.kept_steps or (self.rows and self.rows[-1][0] >= step):
             return
         losses = trainer.evaluate(self.seen), trainer.evaluate()
-        tokens, seconds = step * config.batch_size * self.seen.T, time.time() - self.began
+        tokens, seconds = step * config.batch_size * self.seen.T, time.monotonic() - self.began
         self.rows.append([step, tokens, round(seconds, 1), *losses, losses[1] / math.log(2) / self.bytes_per_token])
         with figures.written_whole(self.path) as beside, open(beside(self.path), "w", encoding="utf-8") as file:
             csv.writer(file).writerows([self.COLUMNS, *self.rows])

@@ -105,15 +105,10 @@ class Trainer:
     def run(self):
         """Train from iter_num to max_iters. It ends in train mode, with a checkpoint if there is a checkpoint_dir."""
         config = self.config
-        if (
-            config.checkpoint_dir
-            and not self.resumed
-            and self.iter_num == 0
-            and pretrained.steps_in(config.checkpoint_dir)
-        ):
-            raise ValueError(
-                f"{config.checkpoint_dir} has another run's checkpoints; call resume(), or take another folder"
-            )
+        fresh = self.iter_num == 0 and not self.resumed
+        if config.checkpoint_dir and fresh and pretrained.steps_in(config.checkpoint_dir):
+            todo = "call resume(), or take another folder"
+            raise ValueError(f"{config.checkpoint_dir} has another run's checkpoints; {todo}")
         if config.checkpoint_dir and self.iter_num in config.kept_steps:
             self.save_checkpoint()
         self.model.train()
@@ -176,12 +171,9 @@ class Trainer:
             batches = DataLoader(dataset, config.batch_size, generator=torch.Generator())
         else:
             batches = islice(self._loader(dataset, config.seed + 1, 0), config.eval_batches)
-        losses, rows = 0.0, 0
-        for x, y in batches:
-            losses += self.model(x.to(self.device), y.to(self.device))[1].item() * len(x)
-            rows += len(x)
+        rows = [(self.model(x.to(self.device), y.to(self.device))[1].item(), len(x)) for x, y in batches]
         self.model.train(was_training)
-        return losses / rows
+        return sum(loss * n for loss, n in rows) / sum(n for _, n in rows)
 
     def save_checkpoint(self):
         """Write checkpoint_dir/step-N: a folder that from_pretrained takes, with trainer_state.pt; drop the older ones.
@@ -195,8 +187,8 @@ class Trainer:
             return
         shutil.rmtree(partial, ignore_errors=True)
         pretrained.save(self.model, partial)
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        rng = {"cpu": torch.get_rng_state()}
+        rng["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {"iter_num": self.iter_num, "optimizer": self.optimizer.state_dict(), "rng": rng}
         torch.save(state, partial / "trainer_state.pt")
         for file in partial.iterdir():
@@ -213,8 +205,7 @@ class Trainer:
         """Go on from the newest checkpoint: model, optimizer, random numbers, step. False if there is none."""
         if not self.config.checkpoint_dir:
             raise ValueError("resume reads from checkpoint_dir; set it")
-        steps = pretrained.steps_in(self.config.checkpoint_dir)
-        if not steps:
+        if not (steps := pretrained.steps_in(self.config.checkpoint_dir)):
             return False
         newest = steps[max(steps)]
         self.model.load_state_dict(pretrained.load(newest).state_dict())
