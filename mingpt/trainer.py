@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from mingpt import pretrained
 
+KEPT = ("iter_num", "seconds", "history")  # of a trainer, in its checkpoints
+
 
 @dataclass(slots=True)
 class TrainerConfig:
@@ -79,7 +81,7 @@ class Trainer:
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
         self.iter_num, self.loss, self.eval_loss, self.iter_time, self.iter_dt = 0, None, None, 0.0, 0.0
-        self.resumed = False
+        self.resumed, self.seconds, self.history = False, 0.0, []  # history is the callbacks'; checkpoints have it too
 
     def add_callback(self, onevent, callback):
         self.callbacks[onevent].append(callback)
@@ -112,7 +114,7 @@ class Trainer:
         if config.checkpoint_dir and self.iter_num in config.kept_steps:
             self.save_checkpoint()
         self.model.train()
-        self.iter_time = time.time()
+        self.iter_time = time.monotonic()
         batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
         tokens = config.batch_size * len(self.train_dataset[0][1])  # in a batch
         total = config.max_iters and config.max_iters * tokens
@@ -151,8 +153,9 @@ class Trainer:
     def _after_step(self):
         config = self.config
         self.iter_num += 1
-        now = time.time()
+        now = time.monotonic()
         self.iter_dt, self.iter_time = now - self.iter_time, now
+        self.seconds += self.iter_dt
         if config.eval_interval and self.iter_num % config.eval_interval == 0:
             self.eval_loss = self.evaluate()
             self.trigger_callbacks("on_eval_end")
@@ -189,7 +192,7 @@ class Trainer:
         pretrained.save(self.model, partial)
         rng = {"cpu": torch.get_rng_state()}
         rng["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        state = {"iter_num": self.iter_num, "optimizer": self.optimizer.state_dict(), "rng": rng}
+        state = {name: getattr(self, name) for name in KEPT} | {"optimizer": self.optimizer.state_dict(), "rng": rng}
         torch.save(state, partial / "trainer_state.pt")
         for file in partial.iterdir():
             with open(file, "rb+") as handle:
@@ -214,5 +217,7 @@ class Trainer:
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and state["rng"]["cuda"]:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        self.iter_num, self.resumed = state["iter_num"], True
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.resumed = True
         return True
