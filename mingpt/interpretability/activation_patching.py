@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair
-from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, check_site
+from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
 
@@ -334,6 +334,37 @@ def _received(model, base, z, senders, receivers, freeze_mlps):
     if not any(site == "logits" for _, site, _ in receivers):
         change = torch.zeros_like(change)
     return patches, change
+
+
+def attribution_patching(
+    model, clean_input, corrupted_input, target_token, corrupted_token=None, sites=("resid_post",)
+):
+    """Linear estimate of how far each cell of patch_layers moves logit_diff from the corrupted run's: {site: (L,T)}.
+
+    (L,H,T) at sites with heads; in logits, averaged over the pairs; negative = towards the clean answer. The estimate
+    is (clean - corrupted activation) times the gradient in the corrupted run. It is not exact: where a softmax or an
+    activation function is saturated the gradient sees nothing, and large changes leave the straight line.
+    Inputs and answers as in patch_layers. Cost: 2 forwards and 1 backward for all sites together.
+    Source: Nanda 2023, "Attribution patching" (neelnanda.io).
+    """
+    check_mode(model)
+    clean, corrupted = encode_pair(model, clean_input, corrupted_input)
+    right = answer_ids(model, target_token, clean, corrupted, "clean")
+    wrong = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
+    sites = tuple(as_store(sites))
+    with torch.no_grad():
+        new = tails.record(model, clean, sites)
+    with torch.enable_grad():
+        end, kept = tails.record_with_gradient(model, corrupted, sites)
+        difference = _measure(model, corrupted, (wrong.tolist(), right.tolist()))(end[:, None, -1:]).sum()
+        gradients = dict(zip(kept, torch.autograd.grad(difference, list(kept.values()))))
+    estimates = {}
+    for site in sites:
+        cells = [
+            ((new[site][l] - kept[site, l]) * gradients[site, l]).nan_to_num() for l in range(model.config.n_layer)
+        ]
+        estimates[site] = torch.stack([cell.detach().sum((0, -1)) for cell in cells])  # the future's -inf - -inf is 0
+    return estimates
 
 
 @torch.no_grad()
