@@ -113,14 +113,9 @@ class Encoder:
     def show_word(self, word):
         """The steps for one word, as a dict: its bytes, these as symbols, the tokens, the ids."""
         symbols = "".join(SYMBOLS[byte] for byte in word.encode())
+        steps = {"token": word, "token_bytes": word.encode(), "token_translated": symbols}
         merged = self.bpe(symbols)
-        return {
-            "token": word,
-            "token_bytes": word.encode(),
-            "token_translated": symbols,
-            "token_merged": merged,
-            "token_ix": [self.ids[token] for token in merged],
-        }
+        return steps | {"token_merged": merged, "token_ix": [self.ids[token] for token in merged]}
 
     def encode(self, text, allow_special=False):
         """The ids of a text, a list. <|endoftext|> in it is one id if allow_special, else text like any other."""
@@ -150,8 +145,8 @@ class Encoder:
         try:
             ids = [index(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]
         except TypeError as error:
-            got = f"a tensor {tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, torch.Tensor) else repr(ids)[:80]
-            raise ValueError(f"ids must be a list of ints or a 1-D tensor (of a batch, one row), got {got}") from error
+            wanted = "a list of ints or a 1-D tensor (of a batch, one row)"
+            raise ValueError(f"ids must be {wanted}, got {repr(ids)[:80]}") from error
         for i in ids:
             if i not in self.token_bytes:
                 raise ValueError(f"no token has the id {i}; the {len(self.ids)} ids go up to {max(self.token_bytes)}")
@@ -172,7 +167,7 @@ class BPETokenizer:
         if encoder is None:
             from mingpt import pretrained
 
-            encoder = pretrained.gpt2_encoder()
+            encoder = pretrained.read_tokenizer(pretrained.Hub("gpt2")).encoder
         self.encoder = encoder
 
     @classmethod

@@ -13,10 +13,11 @@ import math
 import random
 import re
 import statistics
-import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 
+import requests
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -30,173 +31,18 @@ SEED = 0
 CONTEXT = 256
 VOCABULARY = 1600  # of the tokens learned from text; those that the single-token words need come on top
 PHASES = ((64, 64, 2e-3, 1e-3, 2400), (256, 16, 1e-3, 1e-4, 2400))  # T, B, learning rate from and to, steps
-NOVELS = {
-    "emma": 158,
-    "mansfieldpark": 141,
-    "northangerabbey": 121,
-    "persuasion": 105,
-    "prideprejudice": 1342,
-    "sensesensibility": 161,
-}
+NOVELS = (158, 141, 121, 105, 1342, 161)  # Project Gutenberg's numbers, in the order of the model card
 
-FIRST = (
-    "James Mary Robert Patricia John Jennifer Michael Linda David Elizabeth William Barbara Richard Susan Joseph "
-    "Jessica Thomas Sarah Charles Karen Daniel Lisa Matthew Nancy Anthony Betty Mark Sandra Donald Margaret Steven "
-    "Ashley Paul Kimberly Andrew Emily Joshua Donna Kenneth Michelle Kevin Carol Brian Amanda George Melissa Edward "
-    "Deborah Ronald Stephanie Timothy Rebecca Jason Laura Jeffrey Helen Ryan Sharon Jacob Cynthia Gary Kathleen "
-    "Nicholas Amy Eric Angela Jonathan Shirley Stephen Anna Larry Brenda Justin Pamela Scott Emma Brandon Nicole "
-    "Benjamin Samantha Samuel Katherine Gregory Christine Frank Rachel Alexander Catherine Raymond Carolyn Patrick "
-    "Janet Jack Ruth Dennis Maria Jerry Heather Tyler Diane Aaron Virginia Jose Julie Adam Joyce Henry Victoria "
-    "Nathan Olivia Douglas Kelly Zachary Christina Peter Lauren Kyle Joan Walter Evelyn Ethan Judith"
-).split()
-LAST = (
-    "Smith Johnson Williams Brown Jones Garcia Miller Davis Rodriguez Martinez Hernandez Lopez Gonzalez Wilson "
-    "Anderson Taylor Moore Jackson Martin Lee Perez Thompson White Harris Sanchez Clark Ramirez Lewis Robinson Walker "
-    "Young Allen King Wright Torres Nguyen Hill Flores Green Adams Nelson Baker Hall Rivera Campbell Mitchell Carter "
-    "Roberts Gomez Phillips Evans Turner Diaz Parker Cruz Edwards Collins Reyes Stewart Morris Morales Murphy Cook "
-    "Rogers Gutierrez Ortiz Morgan Cooper Peterson Bailey Reed Howard Ramos Kim Cox Ward Richardson Watson Brooks "
-    "Chavez Wood Bennett Gray Mendoza Ruiz Hughes Price Alvarez Castillo Sanders Patel Myers Long Ross Foster Jimenez "
-    "Powell Jenkins Perry Russell Sullivan Bell Coleman Butler Henderson Barnes Fisher Simmons Graham Patterson "
-    "Jordan Reynolds Hamilton Wallace Woods Cole West Owens Gibson Ellis Harrison"
-).split()
 
-SLOTS = {
-    "role": "teacher doctor student painter farmer lawyer writer pilot nurse baker singer sailor driver judge gardener "
-    "neighbour soldier player cook clerk builder dancer poet guide",
-    "trait": "quiet clever kind young famous careful strange proud honest patient brave cheerful serious gentle "
-    "curious tall busy tired happy lucky polite lonely calm good",
-    "place": "garden village market station library school harbour kitchen theatre hospital office museum church park "
-    "factory hotel valley street town castle forest bank",
-    "thing": "letter book boat horse lamp clock coat ring map ticket basket bicycle camera piano table key watch hat "
-    "picture knife bottle guitar chair box",
-    "time": "morning evening summer winter week month year night spring autumn day afternoon",
-    "act": "left laughed waited smiled slept agreed won arrived sang cried listened refused returned worked spoke ran",
-    "verb": "bought found lost sold wanted painted kept carried cleaned needed liked hid",
-    "many": "two three four five six seven eight nine ten many few several",
-}
-SLOTS = {slot: words.split() for slot, words in SLOTS.items()}
+def read_sections(path):
+    """{section: its text} of words.txt, in which a line [section] starts each."""
+    _, *parts = re.split(r"^\[(\w+)\]\n", path.read_text(encoding="utf-8"), flags=re.M)
+    return {section: text.strip() for section, text in zip(parts[::2], parts[1::2])}
 
-# The forms of sentences. N is a person's full name; a mark * stands before those that only the measures use.
-OPENINGS = """
-N was a {trait} {role}.
-N lived near the {place}.
-N worked as a {role} in the {place}.
-N {verb} a {trait} {thing}.
-N had {many} friends in the {place}.
-N came from a {trait} family.
-N went to the {place} every {time}.
-N was born in the {place}.
-N and the {role} {verb} the {thing} together.
-N never spoke about the {place}.
-N is known as a {trait} {role} in this town.
-N said that the {thing} was too small.
-N looked {trait} that {time}.
-N wrote to the {role} about the {thing}.
-N, the {role}, {verb} a {thing}.
-N, who was {trait}, lived in the {place}.
-N used to be the {role} of the {place}.
-N had been {trait} for {many} years.
-N does not like the {place}.
-N took the {thing} to the {place}.
-N, a {trait} {role}, {act} first.
-N played the {thing} well.
-N will be a {role} some day.
-N opened the door of the {place}.
-N asked for a {thing}.
-N?
-N!
-Everyone in the {place} knew N.
-One {time}, N {verb} a {thing}.
-It was N who {verb} the {thing}.
-The {role} was called N.
-In the {place} we met N.
-This is the story of N.
-The {trait} {role} was married to N.
-Last {time} the {role} wrote to N.
-Do you know N?
-The {thing} belonged to N.
-There was once a {role} named N.
-We heard about N.
-Dear N,
-The {place} was full, and N {act}.
-*N was a top-notch {role}.
-*N seemed {trait} to the old {role}.
-*N walked from the {place} with a {thing}.
-*N met the {role} at noon.
-*N, tired of the {place}, {verb} another {thing}.
-*N kept {many} secrets.
-*N gave a {thing} to the {role}.
-*N hardly ever {act}.
-*N ran the {place} for {many} years.
-*N owned the only {thing} there.
-*N could be {trait} at times.
-*Nothing in the {place} pleased N.
-*People in the {place} talked of N.
-*At the {place} stood N.
-""".strip().splitlines()
-MIDDLES = """
-The {thing} was {trait}.
-It rained all {time}.
-The {place} was closed.
-The {role} {act}.
-There were {many} people in the {place}.
-It was a {trait} {time}.
-Nobody {act}.
-The {role} {verb} the {thing}.
-The {role} of the {place} was {trait}.
-A {trait} {role} {act} near the {place}.
-In the {time} the {place} was empty.
-They {verb} {many} things.
-It happened in the {time}.
-The {thing} came from the {place}.
-The {time} was long.
-We {verb} a {thing} there.
-That was {many} years ago.
-What a {trait} {time}!
-*By then the {place} had grown {trait}.
-*Somebody broke the {thing} at night.
-*For a {time} all went well.
-*Then the {role} fell ill.
-*Each {thing} cost {many} coins.
-""".strip().splitlines()
-RETURNS = """
-N {act}.
-N was {trait}.
-N {verb} the {thing}.
-N was seen in the {place}.
-N and the {role} {act}.
-N had a {thing}.
-N went home.
-N, yes, N.
-N {verb} it twice.
-Then N {act}.
-Later N {verb} a {thing}.
-So N was {trait}.
-But N {act} at last.
-And N?
-The {role} thanked N.
-The {thing} was for N.
-Nobody saw N again.
-Everyone liked N.
-The {role} and N {act}.
-We all remember N.
-That {time} N {act}.
-After a {time}, N {verb} the {thing}.
-I think N is {trait}.
-The {place} was named after N.
-The {role} said that N {act}.
-When N {act}, the {role} {act}.
-"Where is N?" said the {role}.
-"You are {trait}," said N.
-*N knew it.
-*In the end N {act}.
-*Only N stayed.
-*The {role} never forgot N.
-*Who else but N could help?
-*With a {thing} came N.
-*Suddenly N {act}.
-*It must be N.
-""".strip().splitlines()
+
+SECTIONS = read_sections(pretrained.EMBEDDED / "words.txt")  # which says what the marks in the sentence forms mean
+OPENINGS, MIDDLES, RETURNS = (SECTIONS[name].splitlines() for name in ("openings", "middles", "returns"))
+FIRST, LAST = SECTIONS["first"].split(), SECTIONS["last"].split()
 
 
 def held_out_combination(first, last):
@@ -208,7 +54,7 @@ def held_out_combination(first, last):
 def pick_form(rng, forms, held_out):
     """One of the forms, its slots filled."""
     form = rng.choice([form for form in forms if form.startswith("*") == held_out]).lstrip("*")
-    sentence = re.sub(r"{(\w+)}", lambda slot: rng.choice(SLOTS[slot[1]]), form)
+    sentence = re.sub(r"{(\w+)}", lambda slot: rng.choice(SECTIONS[slot[1]].split()), form)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
 
 
@@ -246,8 +92,8 @@ def held_out_pair(rng):
     middles = [pick_form(rng, MIDDLES, True) for _ in range(rng.randint(0, 2))]
     first, clean = pick_person(rng, True)
     corrupted = rng.choice([last for last in LAST if last != clean and held_out_combination(first, last)])
-    closing = closing[: closing.index("N")] + first
-    texts = [" ".join([tell(opening, (first, last)), *middles, closing]) for last in (clean, corrupted)]
+    end = [*middles, closing[: closing.index("N")] + first]
+    texts = [" ".join([tell(opening, (first, last)), *end]) for last in (clean, corrupted)]
     return *texts, f" {clean}", f" {corrupted}"
 
 
@@ -258,10 +104,8 @@ def read_novels(folder=None):
         if not texts:
             raise ValueError(f"no .txt files in {folder!r}; give the folder of the novels, or none to download them")
         return texts
-    import requests
-
     texts = []
-    for number in NOVELS.values():
+    for number in NOVELS:
         response = requests.get(f"https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt", timeout=60)
         response.raise_for_status()
         response.encoding = "utf-8-sig"
@@ -274,28 +118,25 @@ def make_tokenizer(novels):
     """A BPE of the novels and of generated passages, then the merges that make each name one token."""
     rng = random.Random(SEED)
     merges = train_bpe([*novels, *(passage(rng) for _ in range(20_000))], VOCABULARY)
-    whole = [*FIRST, *(f" {name}" for name in FIRST + LAST)]
-    whole += [" top", "not"]  # so that the default sentences have the 11 tokens that they have in GPT-2
-    for word in whole:
+    split = [" top", "not"]  # so that the default sentences have the 11 tokens that they have in GPT-2
+    for word in [*FIRST, *(f" {name}" for name in FIRST + LAST), *split]:
         tokens = Encoder(merges).show_word(word)["token_merged"]
-        while len(tokens) > 1:
-            merges.append((tokens[0], tokens[1]))
-            tokens = [tokens[0] + tokens[1], *tokens[2:]]
+        merges += zip(accumulate(tokens), tokens[1:])  # (a, b), (ab, c), (abc, d) ...
     return BPETokenizer(Encoder(merges))
 
 
 class Rows(Dataset):
-    """Rows of T + 1 tokens as (x, y); row i follows from (seed, i) alone."""
+    """Rows of T + 1 tokens as (x, y); row i follows from (SEED, i) alone."""
 
-    def __init__(self, tokenizer, novels, T, seed=SEED):
-        self.tokenizer, self.T, self.seed = tokenizer, T, seed
+    def __init__(self, tokenizer, novels, T):
+        self.tokenizer, self.T = tokenizer, T
         self.prose = [tokenizer.encode(text) for text in novels]
 
     def __len__(self):
         return 2**31
 
     def __getitem__(self, i):
-        rng = random.Random(f"{self.seed} {i}")
+        rng = random.Random(f"{SEED} {i}")
         kind = rng.choices((self.people, self.excerpt, self.repeated), weights=(3, 1.5, 3.5))[0]
         row = torch.tensor(kind(rng)[: self.T + 1])
         return row[:-1], row[1:]
@@ -357,9 +198,7 @@ def measure(model, pairs=500, chunks=64, length=40):
     r = torch.randint(model.config.vocab_size, (chunks, length), generator=generator)
     ids = torch.cat((r, r), dim=1)
     logits, _ = model(ids, store_activations=["pattern"])
-    losses = F.cross_entropy(
-        logits[:, :-1].mT, ids[:, 1:], reduction="none"
-    )  # (B,2n-1); entry t is the loss on token t + 1
+    losses = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")  # (B,2n-1); [t] is that of token t + 1
     patterns = torch.stack([*model.activations["pattern"].values()])  # (L,B,H,T,T)
     after = patterns.diagonal(1 - length, -2, -1)[..., 1:].mean((1, -1))  # queries in the second r -> (L,H)
     return {
@@ -396,21 +235,17 @@ def train(output, novels, phases=PHASES, n_layer=12):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", help="folder for the model and its checkpoints")
-    parser.add_argument(
-        "--austen", help="folder with the six novels as .txt; without it they come from Project Gutenberg"
-    )
+    parser.add_argument("--austen", help="folder of the six novels as .txt; without it Project Gutenberg is asked")
     options = parser.parse_args()
     began = time.time()
     try:
         train(options.output, read_novels(options.austen))
     except (ValueError, ImportError, OSError) as error:  # requests' errors are OSErrors
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"error: {error}\n")
     print(f"trained in {(time.time() - began) / 60:.0f} minutes; after rounding to half precision:")
     for name, value in measure(GPT.from_pretrained(options.output)).items():
         print(f"{name:20}{value if name == 'head' else format(value, '.3f')}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,17 +8,18 @@ A weight or a setting that this GPT-2 does not have is an error that names it: n
 import hashlib
 import json
 import logging
+import math
 import os
-import queue
 import re
 import shutil
 import tempfile
 import threading
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import huggingface_hub
+import numpy
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
@@ -30,34 +31,22 @@ from mingpt.model import GPT, MASKS, GPTConfig
 
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
-SIZES = {  # config.json's name -> GPTConfig's
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_inner": "n_inner",
-    "vocab_size": "vocab_size",
-    "n_positions": "block_size",
-}
+SIZES = {name: name for name in ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size")}
+SIZES["n_positions"] = "block_size"  # config.json's name -> GPTConfig's
 OPTIONS = {  # with what config.json means where it leaves one out; GPTConfig's own defaults are minGPT's
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
-    "embd_pdrop": 0.1,
-    "resid_pdrop": 0.1,
-    "attn_pdrop": 0.1,
+    **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.1),
 }  # reorder_and_upcast_attn is not among them: it moves a product and a cast, which in fp32 is the same function
 REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")  # another model, if set
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored as (in, out)
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-MOVED = {  # what the hub forwards these names to; the cache may have the model under either
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "distilgpt2": "distilbert/distilgpt2",
-}
+# what the hub forwards these names to; the cache may have the model under either
+MOVED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+MOVED["distilgpt2"] = "distilbert/distilgpt2"
 PATIENCE = 8  # seconds in which the hub must answer; huggingface_hub itself tries for 24
 TRIES = 3  # of a download that breaks off, beyond what huggingface_hub itself resumes
 BROKEN = ("ReadError", "RemoteProtocolError")  # httpx's names for a connection that was reset, or ended early
@@ -96,8 +85,7 @@ def save(model, folder, dtype=torch.float32):
     """
     folder, config = Path(folder), model.config
     settings = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-    settings |= {name: getattr(config, ours) for name, ours in SIZES.items()}
-    settings |= {name: getattr(config, name) for name in OPTIONS}
+    settings |= {name: getattr(config, SIZES.get(name, name)) for name in (*SIZES, *OPTIONS)}
     settings["dtype"] = settings["torch_dtype"] = str(dtype).removeprefix("torch.")  # torch_dtype in transformers 4
     if model.tokenizer:
         settings["bos_token_id"] = settings["eos_token_id"] = model.tokenizer.encoder.ids.get(END_OF_TEXT)
@@ -109,10 +97,9 @@ def save(model, folder, dtype=torch.float32):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:
-            settings_path, weights_path = Path(part) / "config.json", Path(part) / WEIGHTS[0]
-            settings_path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            save_file(weights, weights_path, metadata={"format": "pt"})
-            shutil.copymode(settings_path, weights_path)  # safetensors writes files that only their owner may read
+            Path(part, "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            save_file(weights, Path(part, WEIGHTS[0]), metadata={"format": "pt"})
+            shutil.copymode(Path(part, "config.json"), Path(part, WEIGHTS[0]))  # safetensors' is its owner's alone
             if model.tokenizer:
                 model.tokenizer.save(part)
             files = sorted(Path(part).iterdir())
@@ -125,11 +112,6 @@ def save(model, folder, dtype=torch.float32):
         raise ValueError(f"cannot write to {folder}: {why}; give another folder") from error
 
 
-def gpt2_encoder():
-    """The mingpt.bpe.Encoder with GPT-2's own merges and ids, from the cache or the hub; errors as load's."""
-    return read_tokenizer(Hub("gpt2")).encoder
-
-
 def source_of(name):
     """The Folder or the Hub that a name stands for: called with file names, it gives the first one's path, or None."""
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
@@ -139,9 +121,8 @@ def source_of(name):
         return Folder(EMBEDDED, "names, embedded")
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        steps = steps_in(path)
-        if steps and not (path / "config.json").exists():
-            path = steps[max(steps)]
+        steps = {} if (path / "config.json").exists() else steps_in(path)
+        path = steps[max(steps)] if steps else path
         return Folder(path, f"folder {path}")
     if path.exists():
         raise ValueError(f"{name} is a file; give the folder that it lies in, with config.json beside it")
@@ -173,9 +154,8 @@ def read_config(path):
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type != "gpt2":
         raise ValueError(f'{path}: model_type must be "gpt2", got {model_type!r}; other architectures are not read')
-    for name in REFUSED:
-        if fields.get(name):
-            raise ValueError(f"{path} sets {name} to {fields[name]!r}, which this GPT-2 has not; take a plain GPT-2")
+    for name in filter(fields.get, REFUSED):
+        raise ValueError(f"{path} sets {name} to {fields[name]!r}, which this GPT-2 has not; take a plain GPT-2")
     settings = {}
     for name, ours in SIZES.items():
         settings[ours] = value = fields.get(name)
@@ -191,27 +171,22 @@ def read_config(path):
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_tokenizer(find, vocab_size=None):
+def read_tokenizer(find, vocab_size=math.inf):
     """The BPETokenizer of merges.txt and, where there is one, vocab.json; None if there is no tokenizer at all."""
     merges, vocab = find("merges.txt"), find("vocab.json")
     if merges is None:
-        other = vocab or find("tokenizer.json")
-        if other is None:
-            return None
-        raise ValueError(
-            f"{find.where} has {other.name} but no merges.txt, and only from there the order of the merges is read; "
-            "put the merges.txt (and vocab.json) of the same model beside it"
-        )
+        if other := vocab or find("tokenizer.json"):
+            todo = "put the merges.txt (and vocab.json) of the same model beside it: the order of the merges counts"
+            raise ValueError(f"{find.where} has {other.name} but no merges.txt; {todo}")
+        return None
     try:
         tokenizer = BPETokenizer.from_files(merges, vocab)
+        last = max(tokenizer.encoder.ids.values())
+        if last >= vocab_size:
+            why = f"the tokenizer has ids up to {last}, but the vocab_size of config.json is {vocab_size}"
+            raise ValueError(f"{why}; take both from the same model")
     except ValueError as error:
         raise ValueError(f"{find.where}: {error}") from error
-    last = max(tokenizer.encoder.ids.values())
-    if vocab_size is not None and last >= vocab_size:
-        raise ValueError(
-            f"{find.where}: the tokenizer has ids up to {last}, but the vocab_size of config.json is {vocab_size}; "
-            "take both from the same model"
-        )
     return tokenizer
 
 
@@ -225,10 +200,8 @@ def read_weights(path):
     except OSError:
         raise
     except Exception as error:  # for a cut or altered file the readers raise errors of many types
-        raise ValueError(
-            f"{path} cannot be read as weights ({one_line(error)[:200]}): it is corrupt, cut short or "
-            f"not only tensors; delete {path.resolve()} and get it again"
-        ) from error
+        why = f"({one_line(error)[:200]}): it is corrupt, cut short or not only tensors"
+        raise ValueError(f"{path} cannot be read as weights {why}; delete {path.resolve()} and get it again") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise ValueError(f"{path} must hold one dict of name: tensor, as torch.save(model.state_dict(), ...) writes it")
     return weights
@@ -241,21 +214,21 @@ def fit(weights, model, path):
     """
     expected, state, faults = model.state_dict(), {}, []
     for stored, weight in weights.items():
-        name = stored if stored.startswith(("transformer.", "lm_head.")) else f"transformer.{stored}"
         if stored.endswith(MASKS):
             continue
+        name = stored if stored.startswith(("transformer.", "lm_head.")) else f"transformer.{stored}"
         if name not in expected:
             faults.append(f"{stored} is no weight of this model")
             continue
-        if name in state:
-            faults.append(f"{stored} is there twice, with and without 'transformer.'")
-        shape = expected[name].t().shape if name.endswith(CONV1D) else expected[name].shape
-        if weight.shape != shape:
-            faults.append(f"{stored} has shape {tuple(weight.shape)}, config.json makes it {tuple(shape)}")
-        weight = weight.float()
-        if not weight.sum().isfinite() and not weight.isfinite().all():  # a finite sum has only finite terms
-            faults.append(f"{stored} has values that are NaN or infinite")
-        state[name] = weight.t() if name.endswith(CONV1D) else weight  # a view
+        turn = torch.t if name.endswith(CONV1D) else torch.Tensor.detach  # both give a view
+        shape, weight = turn(expected[name]).shape, weight.float()
+        found = {
+            "is there twice, with and without 'transformer.'": name in state,
+            f"has shape {tuple(weight.shape)}, config.json makes it {tuple(shape)}": weight.shape != shape,
+            "has values that are NaN or infinite": not (weight.sum().isfinite() or weight.isfinite().all()),
+        }  # a finite sum, which is quicker to have, has only finite terms
+        faults += [f"{stored} {fault}" for fault, is_so in found.items() if is_so]
+        state[name] = turn(weight) if weight.ndim == 2 else weight
     if model.config.tie_word_embeddings and "transformer.wte.weight" in state:
         embedding = state["transformer.wte.weight"]
         if not state.setdefault("lm_head.weight", embedding).equal(embedding):
@@ -271,10 +244,7 @@ class NoInit(TorchFunctionMode):
     """While it is on, nn.init.normal_ does nothing: for it torch's meta device imports a compiler, which takes 1 s."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.nn.init.normal_:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+        return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 class Folder:
@@ -293,15 +263,9 @@ class Hub:
 
     def __init__(self, name):
         repos = (name, MOVED.get(name, name))
-        self.name = self.where = name
+        self.where, self.source = name, f"{name}, from the cache {constants.HF_HUB_CACHE}"
         self.repo = next((repo for repo in repos if any(cached(repo, "main", weights) for weights in WEIGHTS)), name)
         self.revision, self.downloaded = "main", False
-
-    @property
-    def source(self):
-        if self.downloaded:
-            return f"{self.name}, downloaded from {constants.ENDPOINT}"
-        return f"{self.name}, from the cache {constants.HF_HUB_CACHE}"
 
     def __call__(self, *filenames):
         """The path of the first of these files that is in the cache, else of the first that the hub has, or None."""
@@ -321,7 +285,7 @@ class Hub:
             reach(repo, filename)
         path = fetch(repo, revision, filename)
         if path:
-            self.downloaded = True
+            self.downloaded, self.source = True, f"{self.where}, downloaded from {constants.ENDPOINT}"
             check_download(path)
         return path
 
@@ -339,26 +303,22 @@ def reach(repo, filename):
     """
     from huggingface_hub.utils import get_session
 
-    answers = queue.SimpleQueue()
+    fault = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer in {PATIENCE} s"
 
     def ask():
+        nonlocal fault
         try:
-            url = huggingface_hub.hf_hub_url(repo, filename)
-            answers.put(get_session().head(url, timeout=PATIENCE).status_code)
+            status = get_session().head(huggingface_hub.hf_hub_url(repo, filename), timeout=PATIENCE).status_code
+            fault = f"it answers {status}" if status >= 500 else None
         except Exception as error:  # of requests or httpx, by version of huggingface_hub
-            answers.put(error)
+            fault = error
 
-    if constants.HF_HUB_OFFLINE:
-        raise unreachable(repo, filename, "HF_HUB_OFFLINE is set")
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=PATIENCE)
-    except queue.Empty:
-        answer = f"no answer in {PATIENCE} s"
-    if not isinstance(answer, int):
-        raise unreachable(repo, filename, answer)
-    if answer >= 500:
-        raise unreachable(repo, filename, f"it answers {answer}")
+    if not constants.HF_HUB_OFFLINE:
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(PATIENCE)
+    if fault:
+        raise unreachable(repo, filename, fault)
 
 
 def unreachable(repo, filename, reason):
@@ -370,32 +330,35 @@ def unreachable(repo, filename, reason):
 
 def fetch(repo, revision, filename):
     """The path of the file, downloaded; None if the model has no such file; Unavailable if all fails."""
-    from huggingface_hub import errors
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     for tries_left in reversed(range(TRIES)):
         try:
             with quiet(show_bar=filename in WEIGHTS):
                 return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
-        except errors.GatedRepoError as error:
-            todo = f"accept its terms at {constants.ENDPOINT}/{repo}, run `hf auth login`, then this again"
-            raise Unavailable(f"{repo} is gated: {todo}") from error
-        except errors.RepositoryNotFoundError as error:
-            todo = "check the spelling (for a private model run `hf auth login` first)"
-            raise Unavailable(
-                f"there is no folder {repo}, and no such model at {constants.ENDPOINT}; {todo}"
-            ) from error
-        except errors.LocalEntryNotFoundError as error:  # huggingface_hub's word for every other refusal
-            cause = error.__cause__
-            if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
-                raise Unavailable(f"{constants.ENDPOINT} refuses {filename} of {repo}: {one_line(cause)}") from error
-            raise unreachable(repo, filename, cause or error) from error
-        except errors.EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             return None
         except Exception as error:  # of requests, httpx, hf_xet or the disk, by version of huggingface_hub
-            if tries_left and type(error).__name__ in BROKEN:
-                continue
-            place, todo = f"{filename} of {repo} from {constants.ENDPOINT}", "nothing was kept in part, run this again"
-            raise Unavailable(f"the download of {place} broke off: {one_line(error)}; {todo}") from error
+            if not tries_left or type(error).__name__ not in BROKEN:
+                raise refusal(error, repo, filename) from error
+
+
+def refusal(error, repo, filename):
+    """The Unavailable for an error of huggingface_hub: what it means, and what to do."""
+    from huggingface_hub import errors
+
+    hub, cause = constants.ENDPOINT, error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        return Unavailable(f"{repo} is gated: accept its terms at {hub}/{repo}, run `hf auth login`, then this again")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        todo = "check the spelling (for a private model run `hf auth login` first)"
+        return Unavailable(f"there is no folder {repo}, and no such model at {hub}; {todo}")
+    if not isinstance(error, errors.LocalEntryNotFoundError):  # huggingface_hub's word for every other refusal
+        why = f"{one_line(error)}; nothing was kept in part, run this again"
+        return Unavailable(f"the download of {filename} of {repo} from {hub} broke off: {why}")
+    if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
+        return Unavailable(f"{hub} refuses {filename} of {repo}: {one_line(cause)}")
+    return unreachable(repo, filename, cause or error)
 
 
 def check_download(path):
@@ -403,14 +366,11 @@ def check_download(path):
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
     if not re.fullmatch("[0-9a-f]{64}", blob.name):  # small files are not named by a sha256, nor files without a link
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    if digest.hexdigest() != blob.name:
+    digest = hashlib.sha256(numpy.memmap(path, mode="r")).hexdigest()
+    if digest != blob.name:
         for file in (path.resolve(), blob, path):
             file.unlink(missing_ok=True)
-        found = f"its sha256 is {digest.hexdigest()}, the hub announced {blob.name}"
+        found = f"its sha256 is {digest}, the hub announced {blob.name}"
         raise Unavailable(f"{path.name} came corrupt: {found}; it was removed, run this again")
 
 
@@ -420,16 +380,13 @@ def quiet(show_bar):
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
-    level, hide_bar = logger.level, not show_bar and not are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    if hide_bar:
-        disable_progress_bars()
-    try:
+    with ExitStack() as undo:
+        undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+        if not show_bar and not are_progress_bars_disabled():
+            undo.callback(enable_progress_bars)
+            disable_progress_bars()
         yield
-    finally:
-        logger.setLevel(level)
-        if hide_bar:
-            enable_progress_bars()
 
 
 def one_line(error):

@@ -11,7 +11,9 @@ import shutil
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch.utils.data import DataLoader
@@ -102,9 +104,8 @@ class Trainer:
         """Train from iter_num to max_iters. It ends in train mode, with a checkpoint if there is a checkpoint_dir."""
         config = self.config
         if config.checkpoint_dir and self.iter_num == 0 and pretrained.steps_in(config.checkpoint_dir):
-            raise ValueError(
-                f"{config.checkpoint_dir} has another run's checkpoints; call resume(), or take another folder"
-            )
+            todo = "call resume(), or take another folder"
+            raise ValueError(f"{config.checkpoint_dir} has another run's checkpoints; {todo}")
         self.model.train()
         self.iter_time = time.time()
         batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
@@ -151,13 +152,10 @@ class Trainer:
         """Mean loss over the first eval_batches batches of eval_dataset, the same ones each time, in nats."""
         was_training = self.model.training
         self.model.eval()
-        batches = iter(self._loader(self.eval_dataset, self.config.seed + 1, 0))
-        losses = []
-        for _ in range(self.config.eval_batches):
-            x, y = next(batches)
-            losses.append(self.model(x.to(self.device), y.to(self.device))[1].item())
+        batches = islice(self._loader(self.eval_dataset, self.config.seed + 1, 0), self.config.eval_batches)
+        losses = [self.model(x.to(self.device), y.to(self.device))[1].item() for x, y in batches]
         self.model.train(was_training)
-        return sum(losses) / len(losses)
+        return fmean(losses)
 
     def save_checkpoint(self):
         """Write checkpoint_dir/step-N: a folder that from_pretrained takes, with trainer_state.pt; drop the older ones.
@@ -170,8 +168,8 @@ class Trainer:
             return
         shutil.rmtree(partial, ignore_errors=True)
         pretrained.save(self.model, partial)
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        rng = {"cpu": torch.get_rng_state()}
+        rng["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {"iter_num": self.iter_num, "optimizer": self.optimizer.state_dict(), "rng": rng}
         torch.save(state, partial / "trainer_state.pt")
         for file in partial.iterdir():
@@ -186,8 +184,7 @@ class Trainer:
         """Go on from the newest checkpoint: model, optimizer, random numbers, step. False if there is none."""
         if not self.config.checkpoint_dir:
             raise ValueError("resume reads from checkpoint_dir; set it")
-        steps = pretrained.steps_in(self.config.checkpoint_dir)
-        if not steps:
+        if not (steps := pretrained.steps_in(self.config.checkpoint_dir)):
             return False
         newest = steps[max(steps)]
         self.model.load_state_dict(pretrained.load(newest).state_dict())

@@ -1,5 +1,6 @@
 """The embedded model: what its text is made of, and that it does what it was trained for."""
 
+import hashlib
 import random
 import re
 
@@ -28,6 +29,12 @@ def test_there_are_at_least_100_first_and_last_names_none_of_them_twice():
     assert len(set(names.FIRST)) == len(names.FIRST) >= 100
     assert len(set(names.LAST)) == len(names.LAST) >= 100
     assert not set(names.FIRST) & set(names.LAST)
+
+
+def test_the_passages_are_to_the_letter_those_that_the_model_was_trained_on():
+    rng = random.Random(names.SEED)
+    text = "\n".join(names.passage(rng) for _ in range(500))
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("b22e34ff60044584")
 
 
 def test_training_never_sees_a_held_out_combination_or_sentence_form():

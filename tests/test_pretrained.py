@@ -356,6 +356,10 @@ def with_nan(weight):
             ["transformer.h.2.attn.c_attn.weight has shape (63, 21), config.json makes it (21, 63)"],
         ),
         (
+            change("transformer.h.2.attn.c_attn.weight", lambda w: w[None]),
+            ["transformer.h.2.attn.c_attn.weight has shape (1, 21, 63), config.json makes it (21, 63)"],
+        ),
+        (
             change("transformer.wpe.weight", lambda w: w[1:]),
             ["wpe.weight has shape (9, 21), config.json makes it (10, 21)"],
         ),
