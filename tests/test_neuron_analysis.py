@@ -1,6 +1,7 @@
 """Neurons against full sorts and sums of all activations, neurons built by hand, and runs of the public forward."""
 
 import gc
+import re
 import shutil
 
 import pytest
@@ -133,6 +134,17 @@ def test_texts_are_asked_for_one_by_one_and_not_kept(analysis, monkeypatch):
     )  # after 120 texts no more tensors than after 9, but for a window of each neuron
 
 
+@pytest.mark.parametrize("at_once", [1, 9, 14, 50])
+def test_no_more_tokens_run_together_than_allowed(at_once, monkeypatch):
+    monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
+    model, sizes = make_model(), []
+    hook = model.transformer.wte.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].shape))
+    activation_stats(model, make_texts())
+    hook.remove()
+    assert all(at_once >= B * T or B == 1 for B, T in sizes)
+    assert sum(B for B, _ in sizes) == len(windows_of(make_texts())) and (len(sizes) == 2) == (at_once == 50)
+
+
 def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
     model = make_model(n_layer=L, activation_function="relu")
     layer, neuron, read, written = 2, 5, 7, 4
@@ -225,7 +237,7 @@ def test_matches_are_mlp_pre_of_a_stream_that_is_the_embedding():
 
 
 def frozen_read(model, ids, other):
-    """f(vector): what a part of the final stream adds to the logit (difference), by autograd with the scale detached."""
+    """f(vector): what a part of the final stream adds to the logit (difference); by autograd, the scale detached."""
     model(ids, store_activations=True)
     end = model.layer_activations[L - 1][0, -1].clone().requires_grad_()
     ln_f = model.transformer.ln_f
@@ -377,14 +389,15 @@ def test_the_page_shows_the_tokens_and_answers_mouse_and_keys(browser, tmp_path)
     def readout():
         return browser.find_element("id", "readout").text
 
-    for example, row in zip(result[1, 2], range(3)):
+    most = max(abs(value) for example in result[1, 2] for value in example.activations)
+    for row, example in enumerate(result[1, 2]):
         shown = [span.get_property("textContent") for span in tokens(row)]
         assert shown == [t.replace("\n", "\\n").replace("\t", "\\t") for t in example.tokens]
-        colours = [span.value_of_css_property("background-color") for span in tokens(row)]
-        assert len(set(colours)) > 1
+        for span, value in zip(tokens(row), example.activations):
+            end, share = ((230, 159, 0) if value > 0 else (86, 180, 233)), abs(value) / most
+            colour = [int(x) for x in re.findall(r"\d+", span.value_of_css_property("background-color"))[:3]]
+            assert colour == pytest.approx([255 + (c - 255) * share for c in end], abs=1)
     assert not browser.find_elements("tag name", "img")
-    strongest = tokens(0)[result[1, 2][0].peak].value_of_css_property("background-color")
-    assert strongest in ("rgba(230, 159, 0, 1)", "rgba(86, 180, 233, 1)") or result[1, 2][0].activation < 1
 
     first = result[1, 2][0]
     ActionChains(browser).move_to_element(tokens(0)[1]).perform()
