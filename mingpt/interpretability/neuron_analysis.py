@@ -18,7 +18,7 @@ from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import answer_ids, check_mode, encode
 from mingpt.model import Patch, plain
 
-AT_ONCE = 4096  # tokens that run together, padding included, which bounds the memory; a single window is never cut
+AT_ONCE = 1024  # tokens that run together, padding included, which bounds the memory; a single window is never cut
 Example = namedtuple("Example", "activation text position peak tokens activations")  # see top_activating_examples
 
 
