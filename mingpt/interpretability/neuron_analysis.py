@@ -34,9 +34,9 @@ class TopExamples(dict):
 def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
     """TopExamples of a neuron, or of a list of them: the k windows where it is largest; of equals the earlier.
 
-    An Example: its largest activation in the window; the text's number and the position in the text, from 0; which of
-    the tokens after that it is (peak); the tokens, up to `around` to each side; the activation at each. Cost: one pass
-    over the texts, up to this layer; memory does not grow with them.
+    An Example: activation, the largest in the window; text and position, where that token is, counted from 0; tokens,
+    up to `around` to each side of it, and activations, theirs; peak, its index among them. Cost: one pass over the
+    texts, up to this layer; memory does not grow with them.
     """
     layer, neurons = _checked(model, layer, neuron)
     if k < 1 or around < 0:
