@@ -162,7 +162,7 @@ def load_model(name, untouched):
 
 def shown(tokenizer, index):
     """A token as Python writes it; a model may have rows more than its tokenizer has tokens."""
-    return repr(tokenizer.decode([index])) if index in tokenizer.encoder.token_bytes else f"<{index}>"
+    return repr(tokenizer.decode([index])) if index in tokenizer.encoder.tokens else f"<{index}>"
 
 
 def print_inputs(clean, corrupted):

@@ -187,6 +187,14 @@ def run_circuit(model, batch, mask, runs=None, start=0):
     return _metric(model, batch.direction, end)
 
 
+@torch.no_grad()
+def _unpatched(model, batches):
+    """The metric of each pair's clean and of its corrupted run, 2 x (pairs,)."""
+    runs = [torch.cat((batch.clean, batch.corrupted)) for batch in batches]
+    ends = [model.stream(ids)[:, -1].view(2, len(batch.clean), -1) for ids, batch in zip(runs, batches)]
+    return torch.cat([_metric(model, batch.direction, end) for end, batch in zip(ends, batches)], 1)
+
+
 def edge_attribution(model, task, method="eap-ig", steps=5, max_tokens=4096):
     """Score of every edge, (readers, senders) as in `layout`, in logits, averaged over the pairs; 0 where none is.
 
@@ -312,22 +320,20 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
         )
     check_mode(model)
     batches = as_batches(model, task)
-    possible = layout(model).possible
-    ends = [torch.cat([run_circuit(model, batch, mask) for batch in batches]) for mask in (possible, ~possible)]
-    clean, corrupted = (end.mean().item() for end in ends)
-    if not (ends[0] > 0).float().mean() > 0.5:
+    clean, corrupted = _unpatched(model, batches)
+    if not (clean > 0).float().mean() > 0.5:
         raise ValueError(
-            f"the model prefers the right answer on {(ends[0] > 0).sum()} of {len(ends[0])} pairs (mean logit "
-            f"difference {clean:.2f}): it does not do this task; take another task or model"
+            f"the model prefers the right answer on {(clean > 0).sum()} of {len(clean)} pairs (mean logit "
+            f"difference {clean.mean():.2f}): it does not do this task; take another task or model"
         )
-    least = threshold * (clean - corrupted)
+    least = threshold * (clean - corrupted).mean().item()
     if method == "acdc":
         scores = _acdc(model, batches, least)
         mask = scores != 0
     else:
         scores = edge_attribution(model, batches, "exact" if method == "path_patching" else method)
         least = scores.abs().flatten().topk(n_edges).values[-1] if n_edges else least
-        mask = (scores.abs() >= least) & possible
+        mask = (scores.abs() >= least) & layout(model).possible
     return Circuit(model, batches, _connected(model, mask), scores.cpu(), method)
 
 
@@ -397,38 +403,38 @@ class Circuit:
 
     def faithfulness(self, task=None):
         """The metric with all outside the circuit corrupted: 0 as in the corrupted run, 1 as in the clean run."""
-        return self._share(self.mask, task)
+        return self._share(task)(self.mask)
 
     def completeness(self, task=None):
         """The same with the circuit corrupted and all else clean (Marks et al. 2024): near 0 = nothing is missing."""
-        return self._share(layout(self.model).possible & ~self.mask, task)
+        return self._share(task)(layout(self.model).possible & ~self.mask)
 
     def minimality(self, task=None):
         """{(sender, reader): faithfulness lost without this edge}; near 0 = the circuit does not need it."""
         senders, readers, _, _ = layout(self.model)
-        whole, lost = self.faithfulness(task), {}
+        share, lost = self._share(task), {}
+        whole = share(self.mask)
         for r, s in tqdm(self.mask.nonzero().tolist(), desc="minimality", unit="edge", disable=None):
-            lost[senders[s], readers[r]] = whole - self._share(_without(self.mask, r, s), task)
+            lost[senders[s], readers[r]] = whole - share(_without(self.mask, r, s))
         return lost
 
     def curve(self, sizes=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), task=None):
         """[(edges, faithfulness)] of the so many edges with the largest scores, as far as they connect."""
-        order = self.scores.abs().flatten().argsort(descending=True)
-        points = []
+        order, share, points = self.scores.abs().flatten().argsort(descending=True), self._share(task), []
         for size in [size for size in sizes if size <= (self.scores != 0).sum()]:
-            mask = torch.zeros_like(self.mask).flatten()
+            mask = torch.zeros(order.shape, dtype=torch.bool)
             mask[order[:size]] = True
             mask = _connected(self.model, mask.view_as(self.mask))
-            points.append((int(mask.sum()), self._share(mask, task)))
+            points.append((int(mask.sum()), share(mask)))
         return points
 
     def smaller(self, faithfulness=0.9):
         """The Circuit that is left when edges go, the least score first, as long as it stays this faithful."""
-        mask = self.mask
+        mask, share = self.mask, self._share()
         order = sorted(mask.nonzero().tolist(), key=lambda edge: abs(self.scores[tuple(edge)].item()))
         for r, s in tqdm(order, desc="shrinking", unit="edge", disable=None):
             fewer = _connected(self.model, _without(mask, r, s))
-            if mask[r, s] and self._share(fewer, None) >= faithfulness:
+            if mask[r, s] and share(fewer) >= faithfulness:
                 mask = fewer
         return Circuit(self.model, self.task, mask, self.scores, self.method)
 
@@ -460,15 +466,16 @@ class Circuit:
     def __repr__(self):
         return f"Circuit({self.method}, {int(self.mask.sum())} edges, {len(self.nodes)} nodes)"
 
-    def _share(self, mask, task):
-        """(metric of the mask - corrupted) / (clean - corrupted), of the means over the pairs."""
+    def _share(self, task=None):
+        """f(mask): (metric of the mask - corrupted) / (clean - corrupted), of the means over the pairs."""
         batches = self.task if task is None else as_batches(self.model, task)
-        possible = layout(self.model).possible
-        found, clean, corrupted = (
-            torch.cat([run_circuit(self.model, batch, each) for batch in batches]).mean().item()
-            for each in (mask, possible, ~possible)
-        )
-        return (found - corrupted) / (clean - corrupted)
+        clean, corrupted = _unpatched(self.model, batches).mean(1).tolist()
+
+        def share(mask):
+            found = torch.cat([run_circuit(self.model, batch, mask) for batch in batches]).mean().item()
+            return (found - corrupted) / (clean - corrupted)
+
+        return share
 
 
 def _without(mask, reader, sender):
