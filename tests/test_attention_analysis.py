@@ -283,15 +283,25 @@ def test_figures_show_the_weights_with_the_tokens_on_both_axes(suffix, tmp_path)
     assert [label.get_text() for label in axes.get_yticklabels()] == labels * 2
 
 
-def test_long_texts_name_every_few_tokens_so_that_the_labels_do_not_overlap():
-    model = text_model(block_size=400)
-    figure = plot_all_heads(model, "x" * 400)
-    canvas = FigureCanvasAgg(figure)
+def boxes(figure):
+    """Where the labels of the x axis, of the y axis, and all other writing are drawn, and the whole figure."""
+    canvas, (axes, bar) = FigureCanvasAgg(figure), figure.axes
+    figure.dpi = 40
     canvas.draw()
-    labels = figure.axes[0].get_yticklabels()
-    assert 100 < len(labels) < 800 and max(figure.get_size_inches()) < 65
-    boxes = sorted((label.get_window_extent(canvas.get_renderer()) for label in labels), key=lambda box: box.y0)
-    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:]))
+    others = [axes.xaxis.label, axes.yaxis.label, axes.title, bar.yaxis.label, *bar.get_yticklabels()]
+    writing = axes.get_xticklabels(), axes.get_yticklabels(), others
+    return *([each.get_window_extent(canvas.get_renderer()) for each in some] for some in writing), figure.bbox
+
+
+@pytest.mark.parametrize("sentences, only", [(1, None), (1, (5, 2)), (6, None), (6, (5, 2)), (12, None)])
+def test_no_label_is_cut_off_or_covers_another(sentences, only):
+    model = GPT.from_pretrained("names")
+    text = "Elizabeth Jones was a top-notch student. Michelle" + " Jones was a top-notch student." * (sentences - 1)
+    x, y, others, whole = boxes(plot_all_heads(model, text, only=only))
+    for box in x + y + others:  # a pixel for rounding
+        assert whole.x0 - 1 <= box.x0 and box.x1 <= whole.x1 + 1 and whole.y0 - 1 <= box.y0 and box.y1 <= whole.y1 + 1
+    assert all(left.x1 <= right.x0 + 1 for left, right in zip(x, x[1:]))
+    assert all(low.y1 <= high.y0 + 1 for high, low in zip(y, y[1:]))
 
 
 def test_bad_input_is_a_clear_error(tmp_path):
