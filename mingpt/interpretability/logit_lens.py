@@ -3,15 +3,13 @@
 The logit lens reads the stream after every block as if no block came after it: through the final layer norm, worked out
 anew there, and the output matrix. Attribution splits a logit into what each part wrote into the stream. Neither shows a
 cause: what the lens does not show may be there in another form, what it shows need not be used by later blocks, and a
-direct contribution leaves out all that a part does through those that read it.
-Sources: nostalgebraist 2020 ("interpreting GPT: the logit lens"), and where it misleads Belrose et al. 2023 (arXiv
-2303.08112); Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits").
+direct contribution leaves out all that a part does through those that read it. Sources: nostalgebraist 2020 ("the logit
+lens"), where it misleads Belrose et al. 2023 (arXiv 2303.08112); Elhage et al. 2021 ("A Mathematical Framework").
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import answer_ids, check_mode, encode
@@ -28,11 +26,9 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {quantity!r}")
-    if save_path:
-        figures.check_output(save_path, (*figures.SUFFIXES, ".html"))
     if str(save_path).endswith(".html"):
-        data = {name: getattr(predictions, name) for name in ("site", "tokens", "top")}
-        data |= {name: getattr(predictions, name).tolist() for name in QUANTITIES}
+        data = {name: getattr(predictions, name) for name in ("site", "tokens", "top", *QUANTITIES)}
+        data |= {name: data[name].tolist() for name in QUANTITIES}
         return figures.save_page("logit_lens", data | {"names": QUANTITIES, "quantity": quantity}, save_path)
     values = getattr(predictions, quantity).float().cpu().view(*predictions.kl.shape, -1)[..., 0]  # (L,T)
     labels, title = figures.token_labels(predictions.tokens), f"logit lens at {predictions.site}: the top token"
@@ -43,8 +39,8 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
         number.remove()
     for layer, row in enumerate(predictions.top if len(labels) <= 80 else []):  # else there is no room for them
         for position, (token, *_) in enumerate(row):
-            style = {"color": "white" if values[layer, position] > 0.7 * most else "black", "parse_math": False}
-            axes.text(position, layer, repr(token)[1:-1][:10], ha="center", va="center", fontsize=6.5, **style)
+            cell = axes.text(position, layer, repr(token)[1:-1][:10], fontsize=6.5, parse_math=False, in_layout=False)
+            cell.set(ha="center", va="center", color="white" if values[layer, position] > 0.7 * most else "black")
     return figures.shown(figure, save_path)
 
 
@@ -80,7 +76,11 @@ def analyze(model, text, site="resid_post", k=5):
         entropy, kl = -(log_probs.exp() * log_probs).sum(-1), (final.exp() * (final - log_probs)).sum(-1)
         rows.append((top.indices, top.values, log_probs.gather(-1, top.indices).exp(), entropy, kl.clamp_min(0)))
     columns = [torch.cat(column) for column in zip(*rows)]  # (L,T,k) and (L,T)
-    return Predictions(site, _texts(model, ids[0].tolist()), _texts(model, columns[0].tolist()), *columns)
+    known = model.tokenizer.encoder.token_bytes if model.tokenizer else {}  # a padded matrix has rows for no token
+    used = {*ids.flatten().tolist(), *columns[0].flatten().tolist()}
+    texts = {i: model.tokenizer.tokens([i])[0] if i in known else str(i) for i in used}
+    top = [[[texts[i] for i in cell] for cell in row] for row in columns[0].tolist()]
+    return Predictions(site, [texts[i] for i in ids[0].tolist()], top, *columns)
 
 
 def measure_convergence(model, text, threshold=0.1):
@@ -99,39 +99,34 @@ def measure_convergence(model, text, threshold=0.1):
 def compare_to_bigram(model, texts, site="resid_post"):
     """(L,): mean KL(the texts' bigrams || the lens) over all tokens with a next one, in nats. Cost: analyze of each.
 
-    Low where a layer says what follows the current token by itself. texts: a list, or ids (B,T). In this direction a
-    successor that never came costs nothing, so the bigrams need no mass there. But a token seen once would be sure of
-    what follows; so the successors of each token get one more, shared out as the successors of all tokens are.
+    texts: a list, or ids (B,T). In this direction a successor that never came costs nothing, so it needs no mass. But a
+    token seen once would be sure of what follows; so each has one successor more, shared out as those of all tokens.
     """
-    rows = [encode(model, text) for text in (texts.split(1) if isinstance(texts, torch.Tensor) else texts)]  # (1,T)
-    pairs = torch.cat([torch.cat((row[:, :-1], row[:, 1:])) for row in rows], 1)  # (2,N)
-    N, V = pairs.size(1), model.config.vocab_size
-    if not N:
+    rows = [encode(model, text) for text in (texts.split(1) if isinstance(texts, torch.Tensor) else texts)]
+    rows, V = [row for row in rows if row.size(1) > 1], model.config.vocab_size  # (1,T) each
+    if not rows:
         raise ValueError("no text has two tokens in a row; give a list of longer ones")
-    counts = torch.sparse_coo_tensor(
-        pairs, torch.ones(N, device=pairs.device), (V, V), check_invariants=True
-    ).coalesce()
-    successors, total = torch.bincount(pairs[1], minlength=V) / N, torch.zeros(model.config.n_layer)
-    for row in (row for row in rows if row.size(1) > 1):
+    pairs = torch.cat([torch.cat((row[:, :-1], row[:, 1:])) for row in rows], 1)  # (2,N)
+    counts = torch.sparse_coo_tensor(pairs, torch.ones_like(pairs[0]).float(), (V, V), check_invariants=True).coalesce()
+    successors, total = torch.bincount(pairs[1], minlength=V) / pairs.size(1), torch.zeros(model.config.n_layer)
+    for row in rows:
         bigrams = counts.index_select(0, row[0, :-1]).to_dense() + successors  # (T-1,V)
         bigrams /= bigrams.sum(-1, keepdim=True)
         for layer, x in _run(model, row, site)[1][site].items():
-            total[layer] += F.kl_div(_read(model, x[0, :-1])[1], bigrams, reduction="sum").item()
-    return total / N
+            total[layer] += torch.nn.functional.kl_div(_read(model, x[0, :-1])[1], bigrams, reduction="sum").item()
+    return total / pairs.size(1)
 
 
 def compare_predictions(model, texts, site="resid_post", position=-1):
     """{"layer", "table", "predictions"} of two or more texts, aligned at their ends. Cost: analyze of each.
 
-    layer: (n,), n as in the shortest text, the first layer where the top tokens are not all the same, L if there is
+    layer: (n,), of the last n positions that all have: the first where the top tokens are not all one, L if there is
     none; table: lines to print, layer by layer the texts' top tokens at the position, side by side.
     """
     found = [analyze(model, text, site) for text in (texts.split(1) if isinstance(texts, torch.Tensor) else texts)]
-    n = min(len(each.tokens) for each in found)
+    n = min((len(each.tokens) for each in found), default=0)
     if isinstance(texts, str) or len(found) < 2 or position not in range(-n, 0):
-        raise ValueError(
-            f"give a list of two or more texts, and a position, -1 to -{n} from their ends; got {position}"
-        )
+        raise ValueError(f"give a list of two or more texts, and a position from -{n} to -1, got {position}")
     top = torch.stack([each.ids[:, -n:, 0] for each in found])  # (texts,L,n)
     apart = (top == top[0]).all(0).long().cumprod(0).sum(0)  # (n,)
     lines = [["layer", *(f"at {each.tokens[position]!r}" for each in found)]]
@@ -142,53 +137,39 @@ def compare_predictions(model, texts, site="resid_post", position=-1):
     return {"layer": apart, "table": table, "predictions": found}
 
 
-class Attribution(dict):
-    """Logits by part: "heads" (L,H), "mlps" (L,), "biases" (L,2: attention's, the MLP's), "embedding", "position" and
-    "final_bias" (); and what they sum to, the run's own "total".
-    """
-
-    def plot(self, path=None):
-        """The matplotlib Figure of the parts by layer; written to path (.png, .svg, .pdf) if there is one."""
-        values = torch.column_stack([self[name] for name in ("heads", "mlps", "biases")]).float().cpu()  # (L,H+3)
-        columns = [*(f"head {h}" for h in range(values.size(1) - 3)), "MLP", "attention bias", "MLP bias"]
-        figure = figures.draw_heatmap(values, columns, f"direct contributions to {self['total']:.2f}", "logits")
-        figure.axes[0].set_xlabel("part")
-        return figures.shown(figure, path)
-
-
 @torch.no_grad()
 def logit_attribution(model, text, answer, other=None, neurons=None):
-    """Attribution of logit(answer), or of logit(answer) - logit(other), at the last position. Cost: 1 pass.
+    """{part: what it adds directly} to logit(answer), or logit(answer) - logit(other), at the last position, in logits.
 
-    The final layer norm keeps this run's scale and so is linear; final_bias is its bias. A head's part has its value
-    bias; the c_proj biases are parts of their own. neurons: a layer whose "neurons" (n_inner,) then take the place of
-    its MLP, which is 0 in "mlps".
+    "heads" (L,H), with their value biases; "mlps", "attention_biases" and "mlp_biases", those of the c_proj (L,);
+    "embedding", "position"; "final_bias", of the final layer norm, which keeps this run's scale and so is linear. They
+    sum to "total", the run's own. neurons: a layer; "neurons" (n_inner,) then stand for its MLP, 0 in mlps. 1 pass.
     """
     gpt, L = model.transformer, model.config.n_layer
     if answer is None or neurons not in (None, *range(L)):
         raise ValueError(f"give an answer, and as neurons a layer, 0 to {L - 1}; got {answer!r} and {neurons!r}")
-    ids, kept = _run(model, text, "mlp_out", "z", "mlp_post")
-    out, z, post, x = (
-        [y[0, ..., -1, :] for y in kept[site].values()] for site in ("mlp_out", "z", "mlp_post", "resid_post")
-    )
-    rows = [
-        model.lm_head.weight[answer_ids(model, each, ids, ids, "")[0]] for each in (answer, other) if each is not None
-    ]
-    row = rows[0] - sum(rows[1:])
+    sites = ("mlp_out", "z", "mlp_post", "resid_post")
+    ids, kept = _run(model, text, *sites)
+    mlp_out, z, mlp_post, x = (torch.stack([y[0, ..., -1, :] for y in kept[site].values()]) for site in sites)  # (L,..)
+    answers = [answer_ids(model, each, ids, ids, "given") for each in (answer, other) if each is not None]
+    rows = model.lm_head.weight[torch.cat(answers)]
+    row = rows[0] - rows[1:].sum(0)  # (C,)
     reads = row * gpt.ln_f.weight
-    reads = (reads - reads.mean()) / (x[-1].var(correction=0) + gpt.ln_f.eps).sqrt()  # (C,): y @ reads is y's part
-    attn, mlp = ([getattr(block, name).c_proj for block in gpt.h] for name in ("attn", "mlp"))
-    parts = Attribution(
-        heads=torch.stack([(z[l] * (reads @ attn[l].weight).view_as(z[l])).sum(-1) for l in range(L)]),
-        mlps=torch.stack([(out[l] - mlp[l].bias) @ reads for l in range(L)]),
-        biases=torch.stack([torch.stack((attn[l].bias, mlp[l].bias)) @ reads for l in range(L)]),
-        embedding=gpt.wte.weight[ids[0, -1]] @ reads,
-        position=gpt.wpe.weight[ids.size(1) - 1] @ reads,
-        final_bias=gpt.ln_f.bias @ row,
-        total=gpt.ln_f(x[-1]) @ row,
-    )
+    reads = (reads - reads.mean()) / (x[-1].var(correction=0) + gpt.ln_f.eps).sqrt()  # (C,): y @ reads is what y adds
+    attn = torch.stack([block.attn.c_proj.bias for block in gpt.h])  # (L,C)
+    mlp = torch.stack([block.mlp.c_proj.bias for block in gpt.h])
+    parts = {
+        "heads": (z * torch.stack([reads @ block.attn.c_proj.weight for block in gpt.h]).view_as(z)).sum(-1),
+        "mlps": (mlp_out - mlp) @ reads,
+        "attention_biases": attn @ reads,
+        "mlp_biases": mlp @ reads,
+        "embedding": gpt.wte.weight[ids[0, -1]] @ reads,
+        "position": gpt.wpe.weight[ids.size(1) - 1] @ reads,
+        "final_bias": row @ gpt.ln_f.bias,
+        "total": row @ gpt.ln_f(x[-1]),
+    }
     if neurons is not None:
-        parts["mlps"][neurons], parts["neurons"] = 0, post[neurons] * (reads @ mlp[neurons].weight)
+        parts["mlps"][neurons], parts["neurons"] = 0, mlp_post[neurons] * (reads @ gpt.h[neurons].mlp.c_proj.weight)
     return parts
 
 
@@ -197,8 +178,7 @@ def _run(model, text, *sites):
     check_mode(model)
     ids = encode(model, text)
     if sites[0] not in RESIDUAL_SITES or len(ids) != 1:
-        known = f"one text, or ids (1,T), and a site of {', '.join(RESIDUAL_SITES)}"
-        raise ValueError(f"give {known}; got {len(ids)} and {sites[0]!r}")
+        raise ValueError(f"give one text, or ids (1,T), and a site of {RESIDUAL_SITES}; got {len(ids)}, {sites[0]!r}")
     return ids, tails.record(model, ids, sites)
 
 
@@ -206,11 +186,3 @@ def _read(model, x):
     """(logits, log-probabilities), each (..,V), of streams (..,C)."""
     logits = model.lm_head(model.transformer.ln_f(x))
     return logits, logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-
-def _texts(model, ids):
-    """The token texts of nested lists of ids; the id where there is no tokenizer, or none such in it."""
-    if isinstance(ids, list):
-        return [_texts(model, each) for each in ids]
-    known = model.tokenizer is not None and ids in model.tokenizer.encoder.token_bytes
-    return model.tokenizer.tokens([ids])[0] if known else str(ids)
