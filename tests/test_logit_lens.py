@@ -199,6 +199,12 @@ def test_two_texts_side_by_side_and_where_they_part():
         assert line.endswith("<- apart") == (layer == found["layer"][-1])
     same = compare_predictions(model, ["abcx", "abcy", "abcz"])["layer"]
     assert same[:3].tolist() == [L] * 3 and same[3] < L  # attention looks only backwards
+    with torch.no_grad():  # now each token is by itself
+        model.transformer.wpe.weight.zero_()
+        for block in model.transformer.h:
+            block.attn.c_proj.weight.zero_()
+    by_itself = compare_predictions(model, texts)["layer"]  # from the end only "b" and "e" are not the same
+    assert by_itself[[0, 1, 2, 3, 5]].tolist() == [L] * 5 and by_itself[4] < L
 
 
 @torch.no_grad()

@@ -97,10 +97,11 @@ def measure_convergence(model, text, threshold=0.1):
 
 @torch.no_grad()
 def compare_to_bigram(model, texts, site="resid_post"):
-    """(L,): mean KL(the texts' bigrams || the lens) over all tokens with a next one, in nats. Cost: analyze of each.
+    """(L,): mean KL(the texts' bigrams || the lens), in nats, over all tokens with a next one. Cost: analyze of each.
 
-    texts: a list, or ids (B,T). In this direction a successor that never came costs nothing, so it needs no mass. But a
-    token seen once would be sure of what follows; so each has one successor more, shared out as those of all tokens.
+    Low where a layer predicts by the current token alone. texts: a list, or ids (B,T). In this direction a successor
+    that never came costs nothing, so it needs no mass; but a token seen once would be sure of what follows, so each has
+    one successor more, shared out as those of all tokens are.
     """
     rows = [encode(model, text) for text in (texts.split(1) if isinstance(texts, torch.Tensor) else texts)]
     rows, V = [row for row in rows if row.size(1) > 1], model.config.vocab_size  # (1,T) each
@@ -156,13 +157,12 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     row = rows[0] - rows[1:].sum(0)  # (C,)
     reads = row * gpt.ln_f.weight
     reads = (reads - reads.mean()) / (x[-1].var(correction=0) + gpt.ln_f.eps).sqrt()  # (C,): y @ reads is what y adds
-    attn = torch.stack([block.attn.c_proj.bias for block in gpt.h])  # (L,C)
-    mlp = torch.stack([block.mlp.c_proj.bias for block in gpt.h])
+    mlp_biases = torch.stack([block.mlp.c_proj.bias for block in gpt.h])  # (L,C)
     parts = {
         "heads": (z * torch.stack([reads @ block.attn.c_proj.weight for block in gpt.h]).view_as(z)).sum(-1),
-        "mlps": (mlp_out - mlp) @ reads,
-        "attention_biases": attn @ reads,
-        "mlp_biases": mlp @ reads,
+        "mlps": (mlp_out - mlp_biases) @ reads,
+        "attention_biases": torch.stack([block.attn.c_proj.bias for block in gpt.h]) @ reads,
+        "mlp_biases": mlp_biases @ reads,
         "embedding": gpt.wte.weight[ids[0, -1]] @ reads,
         "position": gpt.wpe.weight[ids.size(1) - 1] @ reads,
         "final_bias": row @ gpt.ln_f.bias,
