@@ -331,14 +331,14 @@ def test_an_interrupted_run_ends_with_130_and_writes_nothing(folder, tmp_path, m
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process alone on Windows")
 @pytest.mark.parametrize("flags", [[], ["--loop"]])
 def test_ctrl_c_in_the_middle_of_the_patched_runs_ends_with_130_and_writes_nothing(tmp_path, flags):
-    long = " was a student and a teacher, and" * 20  # some seconds of patched runs
+    long = " was a student and a teacher, and" * 28  # some seconds of patched runs
     texts = ["--clean", f"Michelle Jones{long} Michelle", "--corrupted", f"Michelle Smith{long} Michelle"]
     command = [sys.executable, "-u", ROOT / "interpretability.py", "--model", "names", *texts, *flags]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if "after the corrupted text: " in line:
             break
-    time.sleep(0.5)
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert process.stderr.read() == "" and not list(tmp_path.iterdir())

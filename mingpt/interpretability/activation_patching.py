@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair
+from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair, tokens
 from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
@@ -196,11 +196,8 @@ def patch_layers(
     vectors = {name: model.transformer.ln_f(vector) for name, vector in vectors.items()}
     if not all(vector.isfinite().all() for vector in vectors.values()):
         raise ValueError("the runs give values that are NaN or infinite; check the weights and the dtype")
-    tokens = (
-        [str(i) for i in corrupted[0].tolist()] if model.tokenizer is None else model.tokenizer.tokens(corrupted[0])
-    )
     single = isinstance(clean_input, str) or (isinstance(clean_input, torch.Tensor) and len(clean) == 1)
-    return PatchingResult(model, vectors, torch.stack(answers, 1), tokens, site, direction, single)
+    return PatchingResult(model, vectors, torch.stack(answers, 1), tokens(model, corrupted[0]), site, direction, single)
 
 
 def _patched_ends(model, base, new, site, differs, each_position, max_tokens):

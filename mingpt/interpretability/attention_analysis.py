@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import check_mode, encode
+from mingpt.interpretability.inputs import check_mode, encode, tokens
 
 KINDS = "previous_token duplicate_token induction first_token current_token positional delimiter".split()
 THRESHOLDS = dict.fromkeys(KINDS, 0.4) | {"positional": 0.85}  # the score from which a head is named
@@ -50,7 +50,7 @@ def plot_all_heads(model, text, save_path=None, only=None):
     patterns = patterns[layer, head][None, None] if only and not html else patterns
     if patterns.numel() > 2e7:
         raise ValueError(f"{patterns.numel():,} weights are too many to show; draw one head, or give fewer tokens")
-    labels = figures.token_labels(model.tokenizer.tokens(ids[0]) if model.tokenizer else map(str, ids[0].tolist()))
+    labels = figures.token_labels(tokens(model, ids[0]))
     if not html:
         title = f"layer {layer}, head {head}" if only else "every head, as layer.head"
         return figures.shown(_draw(patterns, labels, title), save_path)
@@ -133,8 +133,7 @@ def find_attention_patterns(
         shuffled = ids[:, torch.randperm(T, generator=generator)]
         pattern, other = (extract_attention(model, each) * counted for each in (ids, shuffled))  # (L,H,T,T) each
         scores["positional"].append(1 - (pattern - other).abs().sum((-2, -1)) / (2 * max(T - 1, 1)))
-        tokens = model.tokenizer.tokens(ids[0]) if model.tokenizer and not random else ()
-        for kind, expected in _expected(ids[0], tokens).items():
+        for kind, expected in _expected(ids[0], () if random else tokens(model, ids[0])).items():
             if kind != "delimiter" or expected.any():
                 by = "mean" if kind == "delimiter" else measure or ("mean" if random else "mul")
                 scores[kind].append(_score(pattern, expected * counted, by))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode
+from mingpt.interpretability.inputs import answer_ids, check_mode, encode, tokens
 from mingpt.model import RESIDUAL_SITES
 
 QUANTITIES = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the output (nats)"}
@@ -76,11 +76,8 @@ def analyze(model, text, site="resid_post", k=5):
         entropy, kl = -(log_probs.exp() * log_probs).sum(-1), (final.exp() * (final - log_probs)).sum(-1)
         rows.append((top.indices, top.values, log_probs.gather(-1, top.indices).exp(), entropy, kl.clamp_min(0)))
     columns = [torch.cat(column) for column in zip(*rows)]  # (L,T,k) and (L,T)
-    known = model.tokenizer.encoder.token_bytes if model.tokenizer else {}  # a padded matrix has rows for no token
-    used = {*ids.flatten().tolist(), *columns[0].flatten().tolist()}
-    texts = {i: model.tokenizer.tokens([i])[0] if i in known else str(i) for i in used}
-    top = [[[texts[i] for i in cell] for cell in row] for row in columns[0].tolist()]
-    return Predictions(site, [texts[i] for i in ids[0].tolist()], top, *columns)
+    top = [[tokens(model, cell) for cell in row] for row in columns[0]]
+    return Predictions(site, tokens(model, ids[0]), top, *columns)
 
 
 def measure_convergence(model, text, threshold=0.1):

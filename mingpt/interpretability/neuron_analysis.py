@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode
+from mingpt.interpretability.inputs import answer_ids, check_mode, encode, tokens
 from mingpt.model import Patch, plain
 
 AT_ONCE = 1024  # tokens that run together, padding included, which bounds the memory; a single window is never cut
@@ -47,7 +47,7 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
             peaks, at = rows.max(0)  # (T,N) -> (N,)
             for n in (peaks > least).nonzero()[:, 0].tolist():
                 peak, first = at[n].item(), max(0, at[n].item() - around)
-                shown = _tokens(model, ids[first : peak + around + 1]), rows[first : peak + around + 1, n].tolist()
+                shown = tokens(model, ids[first : peak + around + 1]), rows[first : peak + around + 1, n].tolist()
                 found = [*best[n], Example(peaks[n].item(), text, start + peak, peak - first, *shown)]
                 best[n] = sorted(found, key=lambda example: -example.activation)[:k]
                 least[n] = best[n][-1].activation if len(best[n]) == k else -torch.inf
@@ -85,7 +85,7 @@ def neuron_logit_weights(model, layer, neuron, k=10):
     matches = ln_2(model.transformer.wte.weight) @ mlp.c_fc.weight[neuron] + mlp.c_fc.bias[neuron]  # (V,)
     kinds = {"promotes": (logits, True), "suppresses": (logits, False), "matches": (matches, True)}
     tops = {name: values.topk(min(k, len(values)), largest=largest) for name, (values, largest) in kinds.items()}
-    return {name: list(zip(_tokens(model, top.indices), top.values.tolist())) for name, top in tops.items()}
+    return {name: list(zip(tokens(model, top.indices), top.values.tolist())) for name, top in tops.items()}
 
 
 class ImportantNeurons(namedtuple("ImportantNeurons", "neurons activation direct ablation disagree")):
@@ -130,10 +130,6 @@ def _checked(model, layer, neurons):
         if not numbers or not all(type(plain(n)) is int and 0 <= n < size for n in numbers):
             raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
     return plain(layer), list(dict.fromkeys(map(plain, many)))
-
-
-def _tokens(model, ids):
-    return [str(i) for i in ids.tolist()] if model.tokenizer is None else model.tokenizer.tokens(ids)
 
 
 def _mlp_post(model, texts, layers):
