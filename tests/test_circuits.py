@@ -190,9 +190,8 @@ def test_a_circuit_says_what_each_edge_is_worth(handmade):
     assert lost["embed", "1.2.q"] == pytest.approx(0.5, abs=1e-4)  # neither answer is ahead
     assert handmade.nodes == ["embed", "0.1", "1.2", "logits"]
     assert [size for size, _ in handmade.curve((1, 2, 5))] == [0, 2, 5]
-    assert handmade.smaller(0.9).edges == handmade.edges
-    # with half of it the keys go, and then, queries and keys both of the corrupted text, the head looks where it did
-    assert {edge[:2] for edge in handmade.smaller(0.4).edges} == {("embed", "1.2.v"), ("1.2", "logits")}
+    # with queries and keys both of the corrupted text the head looks where it did: two edges are faithful
+    assert {edge[:2] for edge in handmade.smaller(0.9).edges} == {("embed", "1.2.v"), ("1.2", "logits")}
 
 
 def test_a_circuit_comes_back_from_its_file(handmade, tmp_path):

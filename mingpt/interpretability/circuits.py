@@ -8,6 +8,7 @@ Sources: Wang et al. 2022 (arXiv 2211.00593), Conmy et al. 2023 (ACDC, arXiv 230
 2310.10348), Hanna et al. 2024 (EAP-IG, arXiv 2403.17806), Marks et al. 2024 (completeness, arXiv 2403.19647).
 """
 
+import argparse
 import json
 import random
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from mingpt import names
 from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import answer_ids, check_mode, encode_pair
-from mingpt.model import Patch
+from mingpt.model import GPT, Patch
 
 METHODS = ("path_patching", "eap", "eap-ig", "acdc")
 
@@ -420,17 +421,19 @@ class Circuit:
 
     def curve(self, sizes=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), task=None):
         """[(edges, faithfulness)] of the so many edges with the largest scores, as far as they connect."""
-        order, share, points = self.scores.abs().flatten().argsort(descending=True), self._share(task), []
-        for size in [size for size in sizes if size <= (self.scores != 0).sum()]:
-            mask = torch.zeros(order.shape, dtype=torch.bool)
-            mask[order[:size]] = True
-            mask = _connected(self.model, mask.view_as(self.mask))
-            points.append((int(mask.sum()), share(mask)))
-        return points
+        share = self._share(task)
+        masks = [self._largest(size) for size in sizes if size <= (self.scores != 0).sum()]
+        return [(int(mask.sum()), share(mask)) for mask in masks]
 
     def smaller(self, faithfulness=0.9):
-        """The Circuit that is left when edges go, the least score first, as long as it stays this faithful."""
-        mask, share = self.mask, self._share()
+        """A Circuit of few edges that is this faithful: as many of the largest as it takes, then without those, the
+        least score first, that it can do without. No edge of it can go alone; that there is no smaller one is not said.
+        """
+        share, few, many = self._share(), 0, int((self.scores != 0).sum())
+        while many - few > 1:
+            size = (few + many) // 2
+            few, many = (few, size) if share(self._largest(size)) >= faithfulness else (size, many)
+        mask = self._largest(many)
         order = sorted(mask.nonzero().tolist(), key=lambda edge: abs(self.scores[tuple(edge)].item()))
         for r, s in tqdm(order, desc="shrinking", unit="edge", disable=None):
             fewer = _connected(self.model, _without(mask, r, s))
@@ -465,6 +468,12 @@ class Circuit:
 
     def __repr__(self):
         return f"Circuit({self.method}, {int(self.mask.sum())} edges, {len(self.nodes)} nodes)"
+
+    def _largest(self, size):
+        """The mask of the so many edges with the largest scores, as far as they connect."""
+        mask = torch.zeros_like(self.mask).flatten()
+        mask[self.scores.abs().flatten().argsort(descending=True)[:size]] = True
+        return _connected(self.model, mask.view_as(self.mask))
 
     def _share(self, task=None):
         """f(mask): (metric of the mask - corrupted) / (clean - corrupted), of the means over the pairs."""
@@ -535,3 +544,39 @@ def draw_graph(circuit):
     axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize="small")
     axes.set_title(f"{circuit!r}: arrows as wide as their scores, up to {largest:.2f}", fontsize="medium")
     return figure
+
+
+def main():
+    """Find a small circuit on 100 pairs, measure it on others, write its picture and file."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
+    parser.add_argument("--task", default="name_recall", choices=TASKS)
+    parser.add_argument("--method", default="path_patching", choices=METHODS)
+    parser.add_argument("--keep", type=float, default=0.9, help="faithfulness of the circuit; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=300, help="pairs to measure it on; default: %(default)s")
+    parser.add_argument("--output", default="circuit.png", help="default: %(default)s; and a .json beside it")
+    options = parser.parse_args()
+    try:
+        figures.check_output(options.output)
+        model = GPT.from_pretrained(options.model)
+        whole = find_circuit(model, options.task, options.method)
+        circuit, others = whole.smaller(options.keep), as_batches(model, options.task, options.pairs, seed=1)
+        clean, corrupted = _unpatched(model, others)
+        print(f"{options.pairs} other pairs: right on {(clean > 0).float().mean():.1%}, mean logit difference", end=" ")
+        print(f"{clean.mean():.2f}, corrupted {corrupted.mean():.2f}")
+        print(f"{circuit} of {int(layout(model).possible.sum())} possible edges", end="; ")
+        print(
+            f"faithfulness {circuit.faithfulness():.3f}, on the other pairs {circuit.faithfulness(others):.3f};",
+            end=" ",
+        )
+        print(f"completeness, on the other pairs, {circuit.completeness(others):.3f}")
+        for sender, reader, score in circuit.edges:
+            print(f"{sender:>8} -> {reader:8} {score:7.3f}")
+        circuit.plot(options.output)
+        circuit.to_json(Path(options.output).with_suffix(".json"))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
