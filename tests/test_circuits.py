@@ -131,7 +131,7 @@ def test_eap_ig_averages_the_gradient_on_the_way_from_corrupted_to_clean():
         embedding = (corrupted + k / steps * (clean - corrupted)).requires_grad_()
         metric = metric_of(model, batch, batch.clean, Patch(0, None, embedding, "resid_pre")).sum()
         right = right + (torch.autograd.grad(metric, embedding)[0] * (clean - corrupted)).sum().item() / steps / 2
-    scores = edge_attribution(model, [batch], "eap-ig", steps)
+    scores = edge_attribution(model, [batch], "eap-ig-inputs", steps)
     assert scores[:, 0].sum().item() == pytest.approx(right, abs=1e-12)
 
 
@@ -146,7 +146,7 @@ def test_all_methods_agree_on_a_linear_model():
         model.transformer.ln_f.weight.mul_(1e3)
     batch = make_batch(model)
     exact = edge_attribution(model, [batch], "exact")
-    for method in ("eap", "eap-ig"):
+    for method in ("eap", "eap-ig-inputs"):
         scores = edge_attribution(model, [batch], method)
         # what the layer norms' variance still adds to an epsilon of 1e6: parts in 1e5
         assert scores.sub(exact).abs().max() < 1e-3 * exact.abs().max() and exact.abs().max() > 1e-2

@@ -247,14 +247,14 @@ def path_patching(
     model,
     clean_input,
     corrupted_input,
+    sender,
+    receiver,
     target_token,
     corrupted_token=None,
-    receiver="logits",
-    sender=None,
     freeze_mlps=False,
     max_tokens=4096,
 ):
-    """Effect of each head along its direct path to the receiver: (L,H), in logits; with a sender (layer, head) a float.
+    """Effect of a head, (layer, head), along its direct paths to the receiver, in logits; sender None: of all, (L,H).
 
     The clean run with one head's output taken from the corrupted run, as far as the receiver reads it: all other heads
     stay as in the clean run, MLPs on the way are computed anew, or stay too with freeze_mlps. Then the clean run with

@@ -24,7 +24,7 @@ from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import answer_ids, check_mode, encode_pair
 from mingpt.model import GPT, Patch
 
-METHODS = ("path_patching", "eap", "eap-ig", "acdc")
+METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": None}  # by which edge_attribution
 
 
 class Batch(NamedTuple):
@@ -146,11 +146,6 @@ def _outputs(model, ids, sites=()):
     return kept, torch.cat(written)
 
 
-def _both(model, batch):
-    """(what the corrupted run keeps, what its senders write, what those of the clean run write)."""
-    return *_outputs(model, batch.corrupted), _outputs(model, batch.clean)[1]
-
-
 def _through_heads(attn, z):
     """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
     weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,H,D)
@@ -163,14 +158,14 @@ def _metric(model, direction, ends):
 
 
 @torch.no_grad()
-def run_circuit(model, batch, mask, runs=None, start=0):
+def run_circuit(model, batch, mask, start=0):
     """(B,): the metric when along the edges in mask (readers, senders) the clean run goes, and along all others not.
 
     Over the other edges each reader gets what the sender has in the corrupted run. Cost: 2 passes, with 3H copies of
-    the stream, since each head's q, k and v may read another one. runs: `_both` of the batch, where it is at hand.
-    start: the layer below which mask has all edges, which is then the clean run.
+    the stream, since each head's q, k and v may read another one. start: the layer below which mask has all edges, so
+    that it is the clean run.
     """
-    kept, old, clean = runs or _both(model, batch)
+    (kept, old), (_, clean) = _outputs(model, batch.corrupted), _outputs(model, batch.clean)
     H, L, mask = model.config.n_head, model.config.n_layer, mask.to(old)
     change = torch.zeros_like(old)  # of each sender's output, (S,B,T,C)
     change[: 1 + start * (H + 1)] = (clean - old)[: 1 + start * (H + 1)]
@@ -196,17 +191,17 @@ def _unpatched(model, batches):
     return torch.cat([_metric(model, batch.direction, end) for end, batch in zip(ends, batches)], 1)
 
 
-def edge_attribution(model, task, method="eap-ig", steps=5, max_tokens=4096):
+def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=4096):
     """Score of every edge, (readers, senders) as in `layout`, in logits, averaged over the pairs; 0 where none is.
 
     How far the metric falls when in the clean run the edge alone carries what it carries in the corrupted run;
     positive = the edge speaks for the right answer. method "exact": each edge patched. "eap": to first order, (clean -
-    corrupted output) times the gradient at the reader in the clean run. "eap-ig": the gradient averaged over runs whose
-    embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps (eap-ig-inputs).
-    Cost: exact, 2 passes and the tails of one run per edge; eap, 2 passes and a backward; eap-ig, steps of these.
+    corrupted output) times the gradient at the reader in the clean run. "eap-ig-inputs": the gradient averaged over
+    runs whose embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps.
+    Cost: exact, 2 passes and the tails of a run per edge; eap, 3 passes and a backward; eap-ig-inputs steps times that.
     """
-    if method not in ("exact", "eap", "eap-ig"):
-        raise ValueError(f'method must be "exact", "eap" or "eap-ig", got {method!r}')
+    if method not in ("exact", "eap", "eap-ig-inputs"):
+        raise ValueError(f'method must be "exact", "eap" or "eap-ig-inputs", got {method!r}')
     check_mode(model)
     batches = as_batches(model, task)
     total = sum(len(batch.clean) for batch in batches)
@@ -332,7 +327,7 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
         scores = _acdc(model, batches, least)
         mask = scores != 0
     else:
-        scores = edge_attribution(model, batches, "exact" if method == "path_patching" else method)
+        scores = edge_attribution(model, batches, METHODS[method])
         least = scores.abs().flatten().topk(n_edges).values[-1] if n_edges else least
         mask = (scores.abs() >= least) & layout(model).possible
     return Circuit(model, batches, _connected(model, mask), scores.cpu(), method)
@@ -343,12 +338,9 @@ def _acdc(model, batches, least):
     """Scores of the edges that stay, 0 for the others: how far the metric falls when the edge is tried."""
     senders, readers, nodes, mask = layout(model)
     scores, count = torch.zeros(mask.shape), sum(len(batch.clean) for batch in batches)
-    runs = [_both(model, batch) for batch in batches]
 
     def metric(layer):
-        return (
-            sum(run_circuit(model, batch, mask, run, layer).sum().item() for batch, run in zip(batches, runs)) / count
-        )
+        return sum(run_circuit(model, batch, mask, layer).sum().item() for batch in batches) / count
 
     now = metric(0)
     for reader in tqdm(range(len(readers) - 1, -1, -1), desc="acdc", unit="reader", disable=None):
