@@ -212,7 +212,7 @@ def test_a_pattern_that_no_token_moves_is_positional():
     assert table(find_attention_patterns(model, thresholds=-1)["positional"], (L, H))[0].max() < 0.99
 
 
-def test_delimiters_match_as_in_writing_and_scores_average_over_the_texts_that_have_any():
+def test_delimiters_match_as_in_writing_and_scores_average_over_the_texts_that_have_any(monkeypatch):
     model = text_model()
     text, plain = 'a(b[c]d "e" f)g) (', "no delimiters"
     pairs = [(5, 3), (10, 8), (13, 1)]  # the second ) closes nothing, the last ( stays open
@@ -224,6 +224,10 @@ def test_delimiters_match_as_in_writing_and_scores_average_over_the_texts_that_h
     assert find_attention_patterns(model, plain, thresholds=-1)["delimiter"] == []
     without_first = find_attention_patterns(model, "(a)", -1, exclude_bos=True)
     assert table(without_first["delimiter"], (2, 3)).eq(0).all()
+    monkeypatch.setattr(BPETokenizer, "tokens", lambda tokenizer, ids: ["(", "()", ")"])
+    expected = extract_attention(model, "abc")[..., 2, 0].double()  # the pair within a token says nothing
+    found = find_attention_patterns(model, "abc", thresholds=-1, measure="mean")
+    torch.testing.assert_close(table(found["delimiter"], (2, 3)), expected, rtol=0, atol=1e-6)
 
 
 def test_texts_of_any_lengths_count_equally():
@@ -349,12 +353,13 @@ def browser(tmp_path_factory):
     found.quit()
 
 
-def test_the_page_in_a_browser(browser, tmp_path):
+def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     model = text_model()
+    monkeypatch.setattr(BPETokenizer, "tokens", lambda tokenizer, ids: [HOSTILE, *HOSTILE[1:]])
     weights = extract_attention(model, HOSTILE)
     assert plot_attention_head(model, HOSTILE, 1, 2, tmp_path / "page.html") is None
     browser.get((tmp_path / "page.html").as_uri())
@@ -377,6 +382,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
         )
 
     assert find("#text")[0].text == HOSTILE and not find("img") and browser.title == "Attention"
+    assert find("#tokens button")[0].text.startswith(f"0 {HOSTILE}")
     assert find("#name")[0].text == "Layer 1, head 2" and len(find("#heads button")) == 6
     assert about(shown(), expected(1, 2, len(HOSTILE) - 1))
 
