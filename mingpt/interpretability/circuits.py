@@ -324,18 +324,17 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
         )
     least = threshold * (clean - corrupted).mean().item()
     if method == "acdc":
-        scores = _acdc(model, batches, least)
-        mask = scores != 0
+        scores, mask = _acdc(model, batches, least)
     else:
-        scores = edge_attribution(model, batches, METHODS[method])
-        least = scores.abs().flatten().topk(n_edges).values[-1] if n_edges else least
+        scores = edge_attribution(model, batches, METHODS[method]).cpu()
+        least = scores.abs().flatten().topk(min(n_edges, scores.numel())).values[-1] if n_edges else least
         mask = (scores.abs() >= least) & layout(model).possible
-    return Circuit(model, batches, _connected(model, mask), scores.cpu(), method)
+    return Circuit(model, batches, _connected(model, mask), scores, method)
 
 
 @torch.no_grad()
 def _acdc(model, batches, least):
-    """Scores of the edges that stay, 0 for the others: how far the metric falls when the edge is tried."""
+    """(scores, mask of the edges that stay); the score: how far the metric falls when the edge is tried, else 0."""
     senders, readers, nodes, mask = layout(model)
     scores, count = torch.zeros(mask.shape), sum(len(batch.clean) for batch in batches)
 
@@ -354,7 +353,7 @@ def _acdc(model, batches, least):
                 now = without
             else:
                 mask[reader, sender], scores[reader, sender] = True, now - without
-    return scores
+    return scores, mask
 
 
 def _connected(model, mask):
