@@ -124,12 +124,14 @@ def check_cells(model, clean_stream, corrupted, answers, differences, unpatched,
     """Run the cells that move the answer most, and the last, by themselves; WrongSweep if one is not the same."""
     moved = (differences - unpatched["corrupted"]).abs().flatten()
     cells = sorted({*moved.topk(min(count, len(moved))).indices.tolist(), len(moved) - 1})
-    again = []
-    for layer, position in (divmod(cell, differences.size(1)) for cell in cells):
-        model(corrupted, patch_params=(layer, position, clean_stream[layer][:, position]))
-        clean_logit, corrupted_logit = model.last_token_logits[0, list(answers)].tolist()
-        again.append(corrupted_logit - clean_logit)
-    off = (differences.flatten()[cells] - torch.tensor(again, dtype=torch.float64)).abs().max().item()
+    patches = []
+    for row, cell in enumerate(cells):  # a run each, side by side: every patch changes its own row alone
+        layer, position = divmod(cell, differences.size(1))
+        new = clean_stream[layer][:, position]  # (1,C)
+        patches.append((layer, position, lambda old, row=row, new=new: torch.cat((old[:row], new, old[row + 1 :]))))
+    model(corrupted.expand(len(cells), -1), patch_params=patches)
+    again = model.last_token_logits[:, answers[1]] - model.last_token_logits[:, answers[0]]
+    off = (differences.flatten()[cells] - again.cpu()).abs().max().item()
     print(f"{len(cells)} cells, each run again by itself: the largest difference is {off:.1e}.")
     if not off <= 1e-4 * (differences.max() - differences.min()).item() + 1e-5:
         raise WrongSweep(f"the sweep is off by {off:.1e}, more than rounding; report this, and use --loop until then")
@@ -162,7 +164,7 @@ def load_model(name, untouched):
 
 def shown(tokenizer, index):
     """A token as Python writes it; a model may have rows more than its tokenizer has tokens."""
-    return repr(tokenizer.decode([index])) if index in tokenizer.encoder.token_bytes else f"<{index}>"
+    return repr(tokenizer.decode([index])) if index in tokenizer.encoder.tokens else f"<{index}>"
 
 
 def print_inputs(clean, corrupted):

@@ -41,6 +41,11 @@ SYMBOLS = bytes_to_unicode()  # byte -> symbol
 BYTES = {symbol: byte for byte, symbol in SYMBOLS.items()}
 
 
+def token_bytes(token):
+    """What a token of the vocabulary stands for; one that was added by hand may be plain text, not byte symbols."""
+    return bytes(BYTES[symbol] for symbol in token) if BYTES.keys() >= set(token) else token.encode()
+
+
 def checked(text):
     """The text itself; ValueError if it is not a str or has no utf-8 form."""
     if not isinstance(text, str):
@@ -76,12 +81,11 @@ class Encoder:
             if token not in self.ids:
                 why = "a byte or a token of the merges; take merges and vocabulary from the same model"
                 raise ValueError(f"the vocabulary has no id for {token!r}, {why}")
-        self.token_bytes = {}  # id -> what it stands for
+        self.tokens = {}  # id -> token
         for token, i in self.ids.items():
-            if type(i) is not int or i < 0 or i in self.token_bytes:
+            if type(i) is not int or i < 0 or i in self.tokens:
                 raise ValueError(f"each token needs an id of its own, an int from 0, got {i!r} for {token!r}")
-            in_symbols = BYTES.keys() >= set(token)  # a token that was added by hand may be plain text
-            self.token_bytes[i] = bytes(BYTES[symbol] for symbol in token) if in_symbols else token.encode()
+            self.tokens[i] = token
         self.cache = {}  # word -> ids
 
     def bpe(self, symbols):
@@ -148,9 +152,9 @@ class Encoder:
             wanted = "a list of ints or a 1-D tensor (of a batch, one row)"
             raise ValueError(f"ids must be {wanted}, got {repr(ids)[:80]}") from error
         for i in ids:
-            if i not in self.token_bytes:
-                raise ValueError(f"no token has the id {i}; the {len(self.ids)} ids go up to {max(self.token_bytes)}")
-        return [self.token_bytes[i] for i in ids]
+            if i not in self.tokens:
+                raise ValueError(f"no token has the id {i}; the {len(self.ids)} ids go up to {max(self.tokens)}")
+        return [token_bytes(self.tokens[i]) for i in ids]
 
     def decode(self, ids):
         """The text of a list of ids or a 1-D tensor; bytes that are no utf-8 become '\ufffd'."""

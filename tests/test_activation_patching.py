@@ -11,6 +11,7 @@ from mingpt.interpretability.activation_patching import (
     WITH_HEADS,
     ablate_component,
     ablate_heads,
+    attribution_patching,
     get_activations,
     patch_activation,
     patch_layers,
@@ -350,7 +351,7 @@ def four_passes(model, clean, corrupted, sender, receivers, freeze_mlps):
 def test_path_patching_is_the_four_passes_of_the_paper(receiver, freeze_mlps):
     model = make_model()
     clean, corrupted = pairs(2, 6, [[1], [0, 3]])
-    effect = path_patching(model, clean, corrupted, RIGHT, WRONG, receiver, freeze_mlps=freeze_mlps, max_tokens=60)
+    effect = path_patching(model, clean, corrupted, None, receiver, RIGHT, WRONG, freeze_mlps, max_tokens=60)
     receivers = [] if receiver == "logits" else receiver if isinstance(receiver, list) else [receiver]
     right = torch.tensor(
         [
@@ -360,7 +361,7 @@ def test_path_patching_is_the_four_passes_of_the_paper(receiver, freeze_mlps):
         dtype=torch.float64,
     )
     assert effect.sub(right).abs().max() < 1e-12 and right[0].abs().max() > 1e-6
-    one = path_patching(model, clean, corrupted, RIGHT, WRONG, receiver, (0, 1), freeze_mlps)
+    one = path_patching(model, clean, corrupted, (0, 1), receiver, RIGHT, WRONG, freeze_mlps)
     assert abs(one - right[0, 1].item()) < 1e-12
 
 
@@ -368,4 +369,35 @@ def test_path_patching_says_which_receivers_there_are():
     model, (clean, corrupted) = make_model(), pairs(1, 5, [[1]])
     for receiver in ("logit", (2, 1), (2, 1, "z"), (4, "mlp"), (2, 3, "q"), 7):
         with pytest.raises(ValueError, match="no receiver|no component"):
-            path_patching(model, clean, corrupted, RIGHT, WRONG, receiver)
+            path_patching(model, clean, corrupted, None, receiver, RIGHT, WRONG)
+
+
+def test_attribution_patching_is_the_slope_where_a_patch_begins():
+    """Every site: central differences of a patch that puts in a small share of the difference."""
+    model, step = make_model(), 1e-6
+    clean, corrupted = pairs(1, 5, [[1, 2]])
+    estimates = attribution_patching(model, clean, corrupted, RIGHT, WRONG, SITES)
+    assert set(estimates) == set(SITES)
+    for site, table in estimates.items():
+        new, old = (get_activations(model, ids, site)[site] for ids in (clean, corrupted))
+        heads = range(3) if site in WITH_HEADS else [None]
+        for layer, head, p in ((0, heads[0], 1), (2, heads[-1], 3), (3, heads[0], 4)):
+            change = (new[layer] - old[layer]).nan_to_num() if head is None else (new[layer] - old[layer])[:, head]
+            change, ends = change.nan_to_num()[:, p], []
+            for share in (-step, step):
+                patch = Patch(layer, p, lambda x, c=change, s=share: x + s * c, site, head)
+                logits = model(corrupted, patch_params=patch)[0][0, -1]
+                ends.append((logits[WRONG] - logits[RIGHT]).item())
+            cell = (layer, p) if head is None else (layer, head, p)
+            assert table[cell].item() == pytest.approx((ends[1] - ends[0]) / (2 * step), abs=1e-7), (site, cell)
+
+
+def test_attribution_patching_is_exact_where_the_model_is_linear_above_the_patch():
+    """The last layer's stream, with a final layer norm whose epsilon drowns the variance."""
+    model = make_model(layer_norm_epsilon=1e8)
+    model.transformer.ln_f.weight.data.mul_(1e4)
+    clean, corrupted = pairs(2, 6, [[1, 5], [0, 5]])
+    estimate = attribution_patching(model, clean, corrupted, RIGHT, WRONG)["resid_post"]
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
+    change = (result.logit_diff - result.corrupted[:, None, None]).mean(0)
+    assert estimate[3].sub(change[3]).abs().max() < 1e-6 * change[3].abs().max() and change[3].abs().max() > 1e-3

@@ -9,16 +9,18 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_examples_run_and_print_what_stands_below_them(tmp_path, monkeypatch):
-    code, shown = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", README, re.S).groups()
-    printed, names = io.StringIO(), {}
-    with contextlib.redirect_stdout(printed):
-        exec(code, names)
-    assert printed.getvalue() == shown
-    second = re.findall(r"```python\n(.*?)```", README, re.S)[1]
+def test_the_examples_run_in_order_and_print_what_stands_below_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(second, names)
-    assert (tmp_path / "heads.png").exists()
+    names = {}
+    examples = re.findall(r"```python\n(.*?)```(?:\n\nprints\n\n```\n(.*?)```)?", README, re.S)
+    for code, shown in examples:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert not shown or printed.getvalue() == shown
+    assert len(examples) > 4 and sum(bool(shown) for _, shown in examples) > 3
+    written = set(re.findall(r'"(\w+\.(?:png|html|svg))"', "".join(code for code, _ in examples)))
+    assert written == {path.name for path in tmp_path.iterdir()} and len(written) > 3
 
 
 def test_the_commands_are_those_that_the_gate_runs():

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair
-from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, check_site
+from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair, tokens
+from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
 
@@ -196,11 +196,8 @@ def patch_layers(
     vectors = {name: model.transformer.ln_f(vector) for name, vector in vectors.items()}
     if not all(vector.isfinite().all() for vector in vectors.values()):
         raise ValueError("the runs give values that are NaN or infinite; check the weights and the dtype")
-    tokens = (
-        [str(i) for i in corrupted[0].tolist()] if model.tokenizer is None else model.tokenizer.tokens(corrupted[0])
-    )
     single = isinstance(clean_input, str) or (isinstance(clean_input, torch.Tensor) and len(clean) == 1)
-    return PatchingResult(model, vectors, torch.stack(answers, 1), tokens, site, direction, single)
+    return PatchingResult(model, vectors, torch.stack(answers, 1), tokens(model, corrupted[0]), site, direction, single)
 
 
 def _patched_ends(model, base, new, site, differs, each_position, max_tokens):
@@ -250,14 +247,14 @@ def path_patching(
     model,
     clean_input,
     corrupted_input,
+    sender,
+    receiver,
     target_token,
     corrupted_token=None,
-    receiver="logits",
-    sender=None,
     freeze_mlps=False,
     max_tokens=4096,
 ):
-    """Effect of each head along its direct path to the receiver: (L,H), in logits; with a sender (layer, head) a float.
+    """Effect of a head, (layer, head), along its direct paths to the receiver, in logits; sender None: of all, (L,H).
 
     The clean run with one head's output taken from the corrupted run, as far as the receiver reads it: all other heads
     stay as in the clean run, MLPs on the way are computed anew, or stay too with freeze_mlps. Then the clean run with
@@ -334,6 +331,37 @@ def _received(model, base, z, senders, receivers, freeze_mlps):
     if not any(site == "logits" for _, site, _ in receivers):
         change = torch.zeros_like(change)
     return patches, change
+
+
+def attribution_patching(
+    model, clean_input, corrupted_input, target_token, corrupted_token=None, sites=("resid_post",)
+):
+    """Linear estimate of how far each cell of patch_layers moves logit_diff from the corrupted run's: {site: (L,T)}.
+
+    (L,H,T) at sites with heads; in logits, averaged over the pairs; negative = towards the clean answer. The estimate
+    is (clean - corrupted activation) times the gradient in the corrupted run. It is not exact: where a softmax or an
+    activation function is saturated the gradient sees nothing, and large changes leave the straight line.
+    Inputs and answers as in patch_layers. Cost: 2 forwards and 1 backward for all sites together.
+    Source: Nanda 2023, "Attribution patching" (neelnanda.io).
+    """
+    check_mode(model)
+    clean, corrupted = encode_pair(model, clean_input, corrupted_input)
+    right = answer_ids(model, target_token, clean, corrupted, "clean")
+    wrong = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
+    sites = tuple(as_store(sites))
+    with torch.no_grad():
+        new = tails.record(model, clean, sites)
+    with torch.enable_grad():
+        end, kept = tails.record_with_gradient(model, corrupted, sites)
+        difference = _measure(model, corrupted, (wrong.tolist(), right.tolist()))(end[:, None, -1:]).sum()
+        gradients = dict(zip(kept, torch.autograd.grad(difference, list(kept.values()))))
+    estimates = {}
+    for site in sites:
+        cells = [
+            ((new[site][l] - kept[site, l]) * gradients[site, l]).nan_to_num() for l in range(model.config.n_layer)
+        ]
+        estimates[site] = torch.stack([cell.detach().sum((0, -1)) for cell in cells])  # the future's -inf - -inf is 0
+    return estimates
 
 
 @torch.no_grad()

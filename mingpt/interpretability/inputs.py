@@ -21,6 +21,14 @@ def encode(model, inputs, name="input"):
     return ids.to(model.lm_head.weight.device)
 
 
+def tokens(model, ids):
+    """The texts of ids (T,), a list: without a tokenizer the numbers; <60> for one that is no token of its own."""
+    if model.tokenizer is None:
+        return [str(i) for i in ids.tolist()]
+    known = model.tokenizer.encoder.tokens  # the output matrix may have more rows
+    return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids.tolist()]
+
+
 def encode_pair(model, clean_input, corrupted_input):
     """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by token."""
     clean, corrupted = encode(model, clean_input, "clean"), encode(model, corrupted_input, "corrupted")

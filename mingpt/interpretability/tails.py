@@ -7,10 +7,12 @@ and the linear layers see the tokens of all of them as one matrix. In the last b
 No approximation: the results are those of one patched forward per run, to rounding.
 """
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
-from mingpt.model import ATTENTION_SITES, HEAD_SITES, as_store
+from mingpt.model import ATTENTION_SITES, HEAD_SITES, Patch, as_store
 
 
 def needed(site):
@@ -29,6 +31,18 @@ def record(model, ids, sites):
     stored = as_store(sites)
     model.stream(ids, stored=stored)
     return stored
+
+
+def record_with_gradient(model, ids, sites, patches=()):
+    """(final residual stream (B,T,C), {(site, layer): tensor}) of one run, by which autograd can differentiate it."""
+    kept = {}
+
+    def keep(site, layer, x):
+        kept[site, layer] = x if x.requires_grad else x.requires_grad_()
+        return x
+
+    layers = range(model.config.n_layer)
+    return model.stream(ids, [*patches, *(Patch(l, None, partial(keep, s, l), s) for l in layers for s in sites)]), kept
 
 
 def finish(model, base, join, layers, positions, R, max_tokens=4096, every_token=False, read=lambda end: end, bar=None):
