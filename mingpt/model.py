@@ -200,7 +200,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, tap=untouched):
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B,T,3C) -> (3,B,H,T,D)
-        q, k, v = tap("q", heads[0]), tap("k", heads[1]), tap("v", heads[2])  # (B,H,T,D) each
+        q, k, v = (tap(site, each) for site, each in zip("qkv", heads))  # (B,H,T,D) each
         if self.training and tap is untouched:
             p = self.attn_dropout.p
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p, scale=self.scale)

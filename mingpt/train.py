@@ -51,7 +51,7 @@ class Preset:
     max_iters: int  # steps
     learning_rate: float  # at its highest; a cosine brings it to a tenth
     dropout: float = 0.0
-    accumulation: int = 1  # parts in which a batch goes through the model, where memory is short
+    accumulation: int = 4  # parts in which a batch goes through the model: they fit into the processor's cache
     warmup_iters: int = 100
     weight_decay: float = 0.1
     checkpoint_interval: int = 100  # steps between checkpoints to go on from
@@ -65,10 +65,10 @@ class Preset:
 
 
 PRESETS = {
-    "shakespeare-char": Preset(257, 4, 4, 128, 128, batch_size=32, max_iters=3000, learning_rate=2e-3),
-    "shakespeare-gpu": Preset(257, 6, 6, 384, 256, batch_size=64, max_iters=5000, learning_rate=1e-3, dropout=0.2),
-    "austen-2m": Preset(1024, 4, 6, 192, 128, batch_size=32, max_iters=2000, learning_rate=2e-3),
-    "austen-5.6m": Preset(3072, 6, 8, 256, 128, batch_size=32, max_iters=2000, learning_rate=1e-3),
+    "shakespeare-char": Preset(257, 4, 4, 128, 128, 32, 3000, 2e-3),
+    "shakespeare-gpu": Preset(257, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2, accumulation=1),
+    "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),
+    "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
 }
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import torch
 from mingpt import pretrained
 from mingpt.interpretability.activation_patching import ablate_component, ablate_heads, patch_layers, patch_loop
 from mingpt.model import GPT, GPTConfig, Patch
+from mingpt.train import PRESETS, chosen, windows
+from mingpt.trainer import StepSampler, Trainer, TrainerConfig
 
 L, H, C, V = 12, 12, 768, 50257
 CLEAN, CORRUPTED = 5437, 4176  # the ids of the answers
@@ -249,6 +252,60 @@ def cases(model, folder):
     return rows
 
 
+def train_beside_transformers(name, rounds, steps=8):
+    """Print tokens/s and losses of mingpt.train's preset and of a plain loop over transformers' GPT2LMHeadModel.
+
+    Both start from the same weights and see the same batches: bytes of this package's own source. In each round first
+    one, then the other makes so many steps. Without dropout, which transformers also puts on the attention.
+    """
+    from transformers import GPT2LMHeadModel
+
+    preset = PRESETS[name]
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(Path("mingpt").rglob("*.py")))
+    rows = windows([*text.encode()], preset.block_size)
+    dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
+    model = GPT(GPTConfig(**chosen(preset, GPTConfig), **dropout, tie_word_embeddings=True))
+    settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0}
+    config = TrainerConfig(device="cpu", **settings)
+    trainer = Trainer(config, model, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.save(model, folder)
+        peer = GPT2LMHeadModel.from_pretrained(folder).train()
+    linear, others = [], []  # decayed as configure_optimizers does, so that the losses can be compared
+    for weight, parameter in peer.named_parameters():
+        (linear if parameter.ndim == 2 and "wte" not in weight and "wpe" not in weight else others).append(parameter)
+    groups = [{"params": linear, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, preset.learning_rate, config.betas)
+    sampler = StepSampler(len(rows), config.batch_size, config.seed)
+    batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=sampler))
+    seconds, losses = {"mingpt": [], "transformers": []}, {"mingpt": [], "transformers": []}
+
+    def note(trainer):
+        seconds["mingpt"].append(trainer.iter_dt)
+        losses["mingpt"].append(trainer.loss.item())
+
+    trainer.add_callback("on_batch_end", note)
+    for _ in range(rounds):
+        config.max_iters += steps
+        trainer.run()
+        for _ in range(steps):
+            start = time.perf_counter()
+            x, y = next(batches)
+            loss = torch.nn.functional.cross_entropy(peer(x).logits.flatten(0, 1), y.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+            optimizer.step()
+            losses["transformers"].append(loss.item())
+            seconds["transformers"].append(time.perf_counter() - start)
+    tokens = preset.batch_size * preset.block_size
+    rates = {way: tokens / statistics.median(times) for way, times in seconds.items()}
+    for way, rate in rates.items():
+        print(f"{way:14}{rate:10,.0f} tokens/s   loss {losses[way][0]:.4f} to {losses[way][-1]:.4f}")
+    apart = max(abs(a - b) for a, b in zip(*losses.values()))
+    print(f"{name}: {rates['mingpt'] / rates['transformers']:.2f} times as fast; losses at most {apart:.4f} apart")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="benchmark.csv")
@@ -256,8 +313,12 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="only the cases with this in their name")
     parser.add_argument("--memory", metavar="FOLDER", help="only the memory of the T=256 sweep on this model")
+    parser.add_argument("--train", choices=PRESETS, help="only the speed of training, beside transformers'")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.train:
+        train_beside_transformers(options.train, options.rounds)
+        return
     if options.memory:
         print(f"{measure_memory(GPT.from_pretrained(options.memory)):.0f} MB above the model at the peak of T=256")
         return
