@@ -3,7 +3,6 @@ TransformerLens's numbers and runs that leave a part out of the last stream."""
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -261,7 +260,7 @@ def test_each_part_is_what_leaving_it_out_of_the_last_stream_takes_away():
 
 @torch.no_grad()
 def test_the_parts_are_transformer_lenss():
-    from make_fixtures import PATH, checkpoint
+    from tests.make_fixtures import PATH, checkpoint
 
     expected = json.loads(PATH.read_text())["logit_attribution"]
     found = logit_attribution(checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"])
@@ -332,24 +331,6 @@ def test_the_grid_has_the_top_tokens_in_its_cells_and_the_quantity_as_colours(qu
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0 a", "1 $", "2 b", "3 $", r"4 \n"]
     assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 1
     assert found.plot(quantity=quantity).axes[0].get_title() == axes.get_title()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="the page is tested with selenium, which is missing")
-    driver, chromium = Path("/usr/bin/chromedriver"), Path("/usr/bin/chromium")
-    if not (driver.exists() and chromium.exists()):
-        pytest.skip("the page is tested in Chromium, which is missing")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(chromium)
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,800"]:
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(driver)))
-    yield driver
-    driver.quit()
 
 
 def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp_path):
