@@ -19,6 +19,7 @@ from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encod
 from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site, plain
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"  # it goes forward by parts of a patch
 
 
 @torch.no_grad()
@@ -216,7 +217,7 @@ def _patched_ends(model, base, new, site, differs, each_position, max_tokens):
     def join(layer, positions):
         return tails.patched_tails(model, base, new, site, layer, positions, each_position)
 
-    with tqdm(total=L * len(positions), desc="patching", unit="patch", disable=None) as bar:
+    with tqdm(total=L * len(positions), desc="patching", bar_format=BAR, disable=None) as bar:
         runs = model.config.n_head if site in WITH_HEADS else 1
         ends = tails.finish(model, base, join, layers, positions, runs, max_tokens, bar=bar)
     ends = torch.stack([torch.cat([ends[layer, p] for p in positions], 2) for layer in layers], 1)  # (B,L,R,P,C)
@@ -414,7 +415,7 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
     def join(layer, positions):
         return tails.patched_tails(model, base, new, "z", layer, positions, each_position=False)
 
-    with tqdm(total=L, desc="ablating", unit="layer", disable=None) as bar:
+    with tqdm(total=L, desc="ablating", bar_format=BAR, disable=None) as bar:
         ablated = tails.finish(model, base, join, list(range(L)), [0], H, max_tokens, answers is None, measure, bar)
     return torch.stack([ablated[layer, 0] for layer in range(L)]) - measure(base["resid_post"][L - 1][:, None])
 

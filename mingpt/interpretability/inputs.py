@@ -18,8 +18,8 @@ def encode(model, inputs, name="input"):
         if len({len(row) for row in rows}) != 1:
             raise ValueError(f"the texts must have equally many tokens, got {[len(row) for row in rows]}")
         ids = torch.tensor(rows, dtype=torch.long).view(len(rows), -1)
-    if not ids.numel():
-        raise ValueError(f"the {name} has no tokens; give at least one text with at least one token")
+    if not len(ids):
+        raise ValueError(f"the {name} is empty; give at least one text")
     if not 0 < ids.size(1) <= model.block_size:
         raise ValueError(f"the {name} text has {ids.size(1)} tokens; this model takes 1 to {model.block_size}")
     return ids.to(model.lm_head.weight.device)
