@@ -364,3 +364,13 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
     browser.find_element(By.CSS_SELECTOR, "option[value=probability]").click()
     assert cells[0].value_of_css_property("background-color") != old
     assert browser.title == "Logit lens" and browser.get_log("browser") == []
+
+
+def test_the_parts_of_a_logit_are_drawn_with_every_head_and_mlp(tmp_path):
+    model = make_model()
+    parts = logit_attribution(model, torch.tensor([[1, 2, 3]]), 4)
+    axes = parts.plot(tmp_path / "parts.svg").axes[0]
+    shown = torch.as_tensor(axes.images[0].get_array())
+    assert shown.shape == (model.config.n_layer, model.config.n_head + 1)
+    assert shown[1, 0] == parts["heads"][1, 0].item() and shown[1, -1] == parts["mlps"][1].item()
+    assert (tmp_path / "parts.svg").exists()
