@@ -1,0 +1,232 @@
+"""Which heads are induction heads, what is lost without them, and when in training do they form?
+
+    python -m mingpt.interpretability.induction MODEL_OR_RUN --output FOLDER
+
+An induction head looks from a token to the one that followed its previous occurrence. Repeats r = [base] * 4 give it
+one to find, controls c = [base, other, other, other] do not. A is a head's attention along the stripe from each token
+to the one n - 1 before it, n the length of the base, averaged over the queries from n on; in r that key is the token
+after the previous occurrence. A stripe does not show that the model uses the head. A loss that rises without a head
+does not show an induction head: one that tells tokens their predecessors is needed too, and has no stripe. Heads that
+stand in for each other are not found one by one. Source: Olsson et al. 2022 (arXiv 2209.11895); their score for
+in-context learning is of positions 500 and 50 of 512, here of two stretches, the last and the second tenth.
+"""
+
+import argparse
+import csv
+import sys
+from itertools import groupby, product
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mingpt import pretrained
+from mingpt.interpretability import figures, tails
+from mingpt.interpretability.inputs import check_mode
+from mingpt.model import GPT, Patch
+
+
+def draw_prompts(model, length=None, bases=64, seed=0, text=None):
+    """Ids (2,B,4n), B = bases: repeats and controls; with a text (3,B,4n), as long pieces of it after them.
+
+    A base or other is n = length tokens (None: 32, or what fits), uniform over the vocabulary and all different, or
+    with a text n in a row from anywhere in it, some of which may come back by themselves.
+    """
+    V, generator = model.config.vocab_size, torch.Generator().manual_seed(seed)
+    most = min(V, model.block_size // 4)
+    n = min(32, most) if length is None else length
+    tokens = torch.tensor(model.tokenizer.encode(text) if text and model.tokenizer else [])
+    if bases < 2 or not 2 <= n <= most or (text is not None and len(tokens) < 4 * n):
+        given = "no text" if text is None else f"{len(tokens)} tokens of text"
+        raise ValueError(f"needs bases from 2, length 2 to {most}, any text 4 times it; got {bases}, {n}, {given}")
+    if text is None:
+        control = torch.rand(4 * bases, V, generator=generator).topk(n).indices.view(bases, 4 * n)
+        return torch.stack([control[:, :n].repeat(1, 4), control])
+    starts = torch.randint(len(tokens) - 4 * n + 1, (5 * bases, 1), generator=generator)
+    texts, pieces = tokens[starts + torch.arange(4 * n)].split([bases, 4 * bases])
+    control = pieces[:, :n].reshape(bases, 4 * n)
+    return torch.stack([control[:, :n].repeat(1, 4), control, texts])
+
+
+@torch.no_grad()
+def study_induction(model, prompts, kinds=("zero", "mean")):
+    """{name: (B,L,H) for each head, or (B,) for the model}, of each base by itself; mean_error averages.
+
+    A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c), over the last three pieces, and
+    loss(text), in nats; ICL, loss late - early in the texts, else in r: negative = it learns in context. Then for each
+    kind of ablation, by head: "zero Delta", the change of Delta, now of the others; "zero loss(r)", of loss(r); "zero
+    ICL share", the part of ICL that goes. prompts: of draw_prompts, of any length 4n. kinds: "zero" makes the head's z
+    0, "mean" its mean over c. Cost: 1 pass over the prompts, and L*H per kind.
+    """
+    check_mode(model)
+    if not {*kinds} <= {"zero", "mean"}:
+        raise ValueError(f'kinds must be of "zero" and "mean", got {kinds}')
+    prompts = prompts.to(model.lm_head.weight.device)
+    values = _measure(model, prompts)
+    values["Delta"] = values["A(r)-A(c)"].flatten(1)[:, values["A(r)-A(c)"].mean(0).argmax()]
+    z = tails.record(model, prompts[1], ["z"])["z"] if "mean" in kinds else {}
+    heads = product(kinds, range(model.config.n_layer), range(model.config.n_head))
+    for kind, l, h in tqdm([*heads], desc="ablating", unit="head", disable=None):
+        new = z[l][:, h].mean((0, 1)) if kind == "mean" else torch.zeros(())  # (B,T,D) -> (D,)
+        ablated = _measure(model, prompts, [Patch(l, None, new, "z", h)])
+        others = ablated["A(r)-A(c)"]
+        others[:, l, h] = -torch.inf
+        changes = {"Delta": others.flatten(1)[:, others.mean(0).argmax()] - values["Delta"]}
+        changes["loss(r)"] = ablated["loss(r)"] - values["loss(r)"]
+        changes["ICL share"] = (values["ICL"] - ablated["ICL"]) / values["ICL"].mean()
+        for name, change in changes.items():
+            values.setdefault(f"{kind} {name}", torch.empty_like(others))[:, l, h] = change
+    return values
+
+
+def _measure(model, prompts, patches=()):
+    """What study_induction says without ablation, Delta aside; some 2,000 tokens at a time."""
+    found, T = [], prompts.size(2)
+    n, tenth = T // 4, max(1, T // 10)
+    for some in prompts.split(max(1, 1000 // T), dim=1):
+        stored, ids = {"pattern": {}}, some.flatten(0, 1)  # (r,b,T) -> (rb,T)
+        logits = model.lm_head(model.transformer.ln_f(model.stream(ids, patches, stored))).float()
+        loss = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none").unflatten(0, some.shape[:2])
+        stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1) for pattern in stored["pattern"].values()]
+        A = torch.stack(stripes, 1).float().unflatten(0, some.shape[:2])  # L x (rb,H) -> (r,b,L,H)
+        texts = loss[-1 if len(loss) == 3 else 0]  # (b,T-1); entry t is the loss on token t + 1
+        part = {"A(r)": A[0], "A(c)": A[1], "A(r)-A(c)": A[0] - A[1]}
+        part |= dict(zip(("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1)))
+        found.append(part | {"ICL": texts[:, -tenth:].mean(1) - texts[:, tenth : 2 * tenth].mean(1)})
+    return {name: torch.cat([part[name] for part in found]).cpu() for name in found[0]}
+
+
+def mean_error(value):
+    """(mean over the first axis, its standard error)."""
+    return value.mean(0), value.std(0) / len(value) ** 0.5
+
+
+def summarize(values):
+    """[(name, "layer.head" or "model", mean, standard error), ...] of all that study_induction found."""
+    rows = []
+    for name, value in values.items():
+        places = [".".join(map(str, place)) or "model" for place in product(*map(range, value.shape[1:]))]
+        rows += zip([name] * len(places), places, *(x.flatten().tolist() for x in mean_error(value)))
+    return rows
+
+
+def name_candidates(values, kind="zero", share=0.1):
+    """{"Delta": [(layer, head), ...], "loss(r)": [...], "both": [...]}: heads that are needed, the most needed first.
+
+    Ablating them takes at least this share of Delta, or of loss(c) - loss(r), and over 4 standard errors; so is that.
+    """
+    named = {}
+    for name, sign, whole in (("Delta", -1, values["Delta"]), ("loss(r)", 1, values["loss(c)"] - values["loss(r)"])):
+        (mean, error), (size, off) = mean_error(sign * values[f"{kind} {name}"]), mean_error(whole)
+        found = (mean > 4 * error) & (mean >= share * size) & (size > 4 * off)
+        named[name] = sorted(map(tuple, found.nonzero().tolist()), key=lambda head: -mean[head])
+    return named | {"both": [head for head in named["loss(r)"] if head in named["Delta"]]}
+
+
+def induction_curve(run_folder, length=None, bases=64, seed=0, text=None):
+    """{step: study_induction, without ablation} of the checkpoints in a run folder. Cost: 1 pass for each."""
+    curve = {}
+    for step, folder in sorted(pretrained.steps_in(run_folder).items()):
+        model = GPT.from_pretrained(folder)
+        curve[step] = study_induction(model, draw_prompts(model, length, bases, seed, text), kinds=())
+    return curve
+
+
+@torch.no_grad()
+def plot_study(model, prompts, values, path=None):
+    """The Figure of every mean (L,H) of values, and of the mean pattern of the head with the largest A(r)-A(c).
+
+    Its pattern on r is whole, then as on c zoomed: the second piece looks at the first, and the stripe is at +1.
+    """
+    from matplotlib.colors import CenteredNorm
+    from matplotlib.figure import Figure
+
+    maps, n = {name: value.mean(0) for name, value in values.items() if value.ndim == 3}, prompts.size(2) // 4
+    layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
+    ids = prompts[:2, :16].flatten(0, 1).to(model.lm_head.weight.device)
+    r, c = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().chunk(2)  # (16,T,T) each
+    name = f"attention of {layer}.{head}"
+    maps |= {name: r.mean(0), f"{name}, zoomed": r.mean(0)[n : 2 * n, :n], "... on c": c.mean(0)[n : 2 * n, :n]}
+    figure = Figure(figsize=(13, 4 * len(maps) / 3), layout="constrained")
+    for i, axes in enumerate(figure.subplots(len(maps) // 3, 3).flat):
+        title, values = list(maps.items())[i]
+        square = i >= len(maps) - 3
+        norm = CenteredNorm(0, None if "loss" in title else 1)
+        image = axes.imshow(values, "RdBu_r", norm=norm, aspect="auto", origin="upper" if square else "lower")
+        figure.colorbar(image, label="nats" if "loss" in title else None)
+        axes.set(title=title, xlabel="key" if square else "head", ylabel="query" if square else "layer")
+        axes.locator_params(integer=True)
+    return figures.shown(figure, path)
+
+
+def plot_curve(curve, path=None):
+    """The Figure of induction_curve: A(r)-A(c) of each head, the highest five named, above losses and ICL, by step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    heads = torch.stack([values["A(r)-A(c)"].mean(0) for values in curve.values()])  # (S,L,H)
+    for rank, i in enumerate(heads.amax(0).flatten().argsort(descending=True).tolist()):
+        l, h = divmod(i, heads.size(2))
+        style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
+        above.plot(list(curve), heads[:, l, h], **style)
+    for name in ("loss(r)", "loss(c)", "loss(text)", "ICL"):
+        if name in next(iter(curve.values())):
+            mean, error = zip(*(mean_error(values[name]) for values in curve.values()))
+            below.errorbar(list(curve), mean, error, label=name)
+    for axes, ylabel in ((above, "A(r)-A(c)"), (below, "nats")):
+        axes.set(xlabel="step", ylabel=ylabel)
+        axes.legend()
+    return figures.shown(figure, path)
+
+
+def report(options):
+    """Run the study that the command line asks for, write its pictures and its table, and print the largest values."""
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    figures.check_output(output / "induction.png")
+    text = Path(options.text).read_text(encoding="utf-8") if options.text else None
+    asked = (options.length, options.bases, options.seed, text)
+    model = GPT.from_pretrained(options.model)
+    prompts = draw_prompts(model, *asked)
+    values = study_induction(model, prompts)
+    curve = induction_curve(options.model, *asked)
+    if curve:
+        plot_curve(curve, output / "curve.png")
+    plot_study(model, prompts, values, output / "induction.png")
+    drawn = {"n": prompts.size(1), "length": prompts.size(2) // 4, "seed": options.seed, "text": options.text or ""}
+    with figures.written_whole(output / "induction.csv") as beside:
+        with open(beside(output / "induction.csv"), "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["step", "quantity", "head", "mean", "standard error", *drawn])
+            for step, found in (curve | {max(curve, default=""): values}).items():
+                table.writerows([step, *row, *drawn.values()] for row in summarize(found))
+    print(options.model, drawn, "mean +- standard error, of heads the five largest:")
+    for name, rows in groupby(summarize(values), itemgetter(0)):
+        largest = sorted(rows, key=lambda row: -abs(row[2]))[:5]
+        print(f"{name:16}", "  ".join(f"{place} {mean:.3f} +- {error:.3f}" for _, place, mean, error in largest))
+    for kind in ("zero", "mean"):
+        print(f"needed, {kind}:", name_candidates(values, kind))
+
+
+def main(arguments=None):
+    """The command line: 0, or 2 after a message that says what to change."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="as GPT.from_pretrained takes it; a run folder gives the curve as well")
+    parser.add_argument("--output", required=True, help="folder for induction.png, curve.png and induction.csv")
+    parser.add_argument("--text", help="a file to take bases from; without it, random tokens")
+    for flag, default in (("--length", None), ("--bases", 64), ("--seed", 0)):
+        parser.add_argument(flag, type=int, default=default, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        report(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
