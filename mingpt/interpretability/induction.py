@@ -5,17 +5,17 @@
 An induction head looks from a token to the one that followed its previous occurrence. Repeats r = [base] * 4 give it
 one to find, controls c = [base, other, other, other] do not. A is a head's attention along the stripe from each token
 to the one n - 1 before it, n the length of the base, averaged over the queries from n on; in r that key is the token
-after the previous occurrence. A stripe does not show that the model uses the head. A loss that rises without a head
-does not show an induction head: one that tells tokens their predecessors is needed too, and has no stripe. Heads that
-stand in for each other are not found one by one. Source: Olsson et al. 2022 (arXiv 2209.11895); their score for
-in-context learning is of positions 500 and 50 of 512, here of two stretches, the last and the second tenth.
+after the previous occurrence, and a head that looks to all earlier ones shows only part of what it does. A stripe does
+not show that the model uses the head. A loss that rises without a head does not show an induction head: one that tells
+tokens their predecessors is needed too, and has no stripe. Heads that stand in for each other are not found one by
+one. Source: Olsson et al. 2022 (arXiv 2209.11895); their score for in-context learning is the loss at token 500 of 512
+minus that at 50, here of two stretches, the last tenth and the second.
 """
 
 import argparse
 import csv
 import sys
-from itertools import groupby, product
-from operator import itemgetter
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -28,25 +28,25 @@ from mingpt.interpretability.inputs import check_mode
 from mingpt.model import GPT, Patch
 
 
-def draw_prompts(model, length=None, bases=64, seed=0, text=None):
-    """Ids (2,B,4n), B = bases: repeats and controls; with a text (3,B,4n), as long pieces of it after them.
+def draw_prompts(model, length=None, bases=32, seed=0, text=None):
+    """Ids (2,B,4n), B = bases: repeats and controls; with a text (3,B,4n), pieces of it as long after them.
 
     A base or other is n = length tokens (None: 32, or what fits), uniform over the vocabulary and all different, or
     with a text n in a row from anywhere in it, some of which may come back by themselves.
     """
-    V, generator = model.config.vocab_size, torch.Generator().manual_seed(seed)
-    most = min(V, model.block_size // 4)
-    n = min(32, most) if length is None else length
-    tokens = torch.tensor(model.tokenizer.encode(text) if text and model.tokenizer else [])
-    if bases < 2 or not 2 <= n <= most or (text is not None and len(tokens) < 4 * n):
-        given = "no text" if text is None else f"{len(tokens)} tokens of text"
-        raise ValueError(f"needs bases from 2, length 2 to {most}, any text 4 times it; got {bases}, {n}, {given}")
+    V, most = model.config.vocab_size, min(model.config.vocab_size, model.block_size // 4)
+    n, generator = min(32, most) if length is None else length, torch.Generator().manual_seed(seed)
+    if bases < 2 or not 2 <= n <= most:
+        raise ValueError(f"needs 2 bases or more, of 2 to {most} tokens for this model; got {bases} of {n}")
     if text is None:
         control = torch.rand(4 * bases, V, generator=generator).topk(n).indices.view(bases, 4 * n)
         return torch.stack([control[:, :n].repeat(1, 4), control])
+    tokens = torch.tensor(model.tokenizer.encode(text) if model.tokenizer else [])
+    if len(tokens) < 4 * n:
+        raise ValueError(f"the text has {len(tokens)} tokens for this model, needs {4 * n}; give a longer one, or none")
     starts = torch.randint(len(tokens) - 4 * n + 1, (5 * bases, 1), generator=generator)
-    texts, pieces = tokens[starts + torch.arange(4 * n)].split([bases, 4 * bases])
-    control = pieces[:, :n].reshape(bases, 4 * n)
+    texts, others = tokens[starts + torch.arange(4 * n)].split([bases, 4 * bases])
+    control = others[:, :n].reshape(bases, 4 * n)
     return torch.stack([control[:, :n].repeat(1, 4), control, texts])
 
 
@@ -54,11 +54,11 @@ def draw_prompts(model, length=None, bases=64, seed=0, text=None):
 def study_induction(model, prompts, kinds=("zero", "mean")):
     """{name: (B,L,H) for each head, or (B,) for the model}, of each base by itself; mean_error averages.
 
-    A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c), over the last three pieces, and
+    A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c) over the last three pieces and
     loss(text), in nats; ICL, loss late - early in the texts, else in r: negative = it learns in context. Then for each
-    kind of ablation, by head: "zero Delta", the change of Delta, now of the others; "zero loss(r)", of loss(r); "zero
-    ICL share", the part of ICL that goes. prompts: of draw_prompts, of any length 4n. kinds: "zero" makes the head's z
-    0, "mean" its mean over c. Cost: 1 pass over the prompts, and L*H per kind.
+    kind of ablation, by head: "zero Delta", the change of Delta, now of the others; "zero loss(r)", that of loss(r);
+    "zero ICL share", the part of ICL that goes. prompts: of draw_prompts, or any such ids. kinds: "zero" makes the
+    head's z 0, "mean" its mean over c. Cost: 1 pass over the prompts, and L*H for each kind.
     """
     check_mode(model)
     if not {*kinds} <= {"zero", "mean"}:
@@ -103,19 +103,10 @@ def mean_error(value):
     return value.mean(0), value.std(0) / len(value) ** 0.5
 
 
-def summarize(values):
-    """[(name, "layer.head" or "model", mean, standard error), ...] of all that study_induction found."""
-    rows = []
-    for name, value in values.items():
-        places = [".".join(map(str, place)) or "model" for place in product(*map(range, value.shape[1:]))]
-        rows += zip([name] * len(places), places, *(x.flatten().tolist() for x in mean_error(value)))
-    return rows
-
-
 def name_candidates(values, kind="zero", share=0.1):
     """{"Delta": [(layer, head), ...], "loss(r)": [...], "both": [...]}: heads that are needed, the most needed first.
 
-    Ablating them takes at least this share of Delta, or of loss(c) - loss(r), and over 4 standard errors; so is that.
+    Ablation takes at least this share of Delta, or of loss(c) - loss(r); both are over 4 standard errors from 0.
     """
     named = {}
     for name, sign, whole in (("Delta", -1, values["Delta"]), ("loss(r)", 1, values["loss(c)"] - values["loss(r)"])):
@@ -125,12 +116,13 @@ def name_candidates(values, kind="zero", share=0.1):
     return named | {"both": [head for head in named["loss(r)"] if head in named["Delta"]]}
 
 
-def induction_curve(run_folder, length=None, bases=64, seed=0, text=None):
-    """{step: study_induction, without ablation} of the checkpoints in a run folder. Cost: 1 pass for each."""
+def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
+    """{step: study_induction without ablation} of the checkpoints in a run folder; {} if it has none. A pass each."""
     curve = {}
-    for step, folder in sorted(pretrained.steps_in(run_folder).items()):
+    for step, folder in tqdm(sorted(pretrained.steps_in(run_folder).items()), unit="checkpoint", disable=None):
         model = GPT.from_pretrained(folder)
-        curve[step] = study_induction(model, draw_prompts(model, length, bases, seed, text), kinds=())
+        prompts = prompts if curve else draw_prompts(model, length, bases, seed, text)
+        curve[step] = study_induction(model, prompts, kinds=())
     return curve
 
 
@@ -138,31 +130,31 @@ def induction_curve(run_folder, length=None, bases=64, seed=0, text=None):
 def plot_study(model, prompts, values, path=None):
     """The Figure of every mean (L,H) of values, and of the mean pattern of the head with the largest A(r)-A(c).
 
-    Its pattern on r is whole, then as on c zoomed: the second piece looks at the first, and the stripe is at +1.
+    Whole, on r; zoomed, on r and c: the second piece looks at the first, where the stripe lies at +1.
     """
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
 
     maps, n = {name: value.mean(0) for name, value in values.items() if value.ndim == 3}, prompts.size(2) // 4
+    rows = len(maps) // 3 + 1
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
     ids = prompts[:2, :16].flatten(0, 1).to(model.lm_head.weight.device)
-    r, c = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().chunk(2)  # (16,T,T) each
-    name = f"attention of {layer}.{head}"
-    maps |= {name: r.mean(0), f"{name}, zoomed": r.mean(0)[n : 2 * n, :n], "... on c": c.mean(0)[n : 2 * n, :n]}
-    figure = Figure(figsize=(13, 4 * len(maps) / 3), layout="constrained")
-    for i, axes in enumerate(figure.subplots(len(maps) // 3, 3).flat):
-        title, values = list(maps.items())[i]
-        square = i >= len(maps) - 3
-        norm = CenteredNorm(0, None if "loss" in title else 1)
-        image = axes.imshow(values, "RdBu_r", norm=norm, aspect="auto", origin="upper" if square else "lower")
-        figure.colorbar(image, label="nats" if "loss" in title else None)
-        axes.set(title=title, xlabel="key" if square else "head", ylabel="query" if square else "layer")
+    both = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().float().chunk(2)
+    r, c = (pattern.mean(0) for pattern in both)  # (T,T)
+    maps |= {f"{layer}.{head} on r": r, f"{layer}.{head} on r, zoomed": r[n : 2 * n, :n]}
+    maps |= {f"{layer}.{head} on c, zoomed": c[n : 2 * n, :n]}
+    figure = Figure(figsize=(13, 4 * rows), layout="constrained")
+    for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
+        origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
+        norm = CenteredNorm(0, None if "loss" in name else 1)
+        figure.colorbar(axes.imshow(mean, "RdBu_r", norm=norm, origin=origin, aspect="auto"))
+        axes.set(title=name + ", nats" * ("loss" in name), xlabel=xlabel, ylabel=ylabel)
         axes.locator_params(integer=True)
     return figures.shown(figure, path)
 
 
 def plot_curve(curve, path=None):
-    """The Figure of induction_curve: A(r)-A(c) of each head, the highest five named, above losses and ICL, by step."""
+    """The Figure of induction_curve by step: A(r)-A(c) of each head, the highest five named; below, losses and ICL."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 8), layout="constrained")
@@ -172,56 +164,59 @@ def plot_curve(curve, path=None):
         l, h = divmod(i, heads.size(2))
         style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
         above.plot(list(curve), heads[:, l, h], **style)
-    for name in ("loss(r)", "loss(c)", "loss(text)", "ICL"):
-        if name in next(iter(curve.values())):
-            mean, error = zip(*(mean_error(values[name]) for values in curve.values()))
-            below.errorbar(list(curve), mean, error, label=name)
+    for name in [
+        name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if all(name in v for v in curve.values())
+    ]:
+        below.errorbar(list(curve), *zip(*(mean_error(values[name]) for values in curve.values())), label=name)
     for axes, ylabel in ((above, "A(r)-A(c)"), (below, "nats")):
         axes.set(xlabel="step", ylabel=ylabel)
         axes.legend()
     return figures.shown(figure, path)
 
 
-def report(options):
-    """Run the study that the command line asks for, write its pictures and its table, and print the largest values."""
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    figures.check_output(output / "induction.png")
-    text = Path(options.text).read_text(encoding="utf-8") if options.text else None
-    asked = (options.length, options.bases, options.seed, text)
-    model = GPT.from_pretrained(options.model)
-    prompts = draw_prompts(model, *asked)
-    values = study_induction(model, prompts)
-    curve = induction_curve(options.model, *asked)
+def report(name, output, text=None, length=None, bases=32, seed=0):
+    """What the command line does: studies the named model or run, writes pictures and table, prints the largest."""
+    picture, table = Path(output) / "induction.png", Path(output) / "induction.csv"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figures.check_output(picture)
+    drawn = (length, bases, seed, text and Path(text).read_text(encoding="utf-8"))
+    model = GPT.from_pretrained(name)
+    prompts = draw_prompts(model, *drawn)
+    values, curve = study_induction(model, prompts), induction_curve(name, *drawn)
+    plot_study(model, prompts, values, picture)
     if curve:
-        plot_curve(curve, output / "curve.png")
-    plot_study(model, prompts, values, output / "induction.png")
-    drawn = {"n": prompts.size(1), "length": prompts.size(2) // 4, "seed": options.seed, "text": options.text or ""}
-    with figures.written_whole(output / "induction.csv") as beside:
-        with open(beside(output / "induction.csv"), "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["step", "quantity", "head", "mean", "standard error", *drawn])
-            for step, found in (curve | {max(curve, default=""): values}).items():
-                table.writerows([step, *row, *drawn.values()] for row in summarize(found))
-    print(options.model, drawn, "mean +- standard error, of heads the five largest:")
-    for name, rows in groupby(summarize(values), itemgetter(0)):
-        largest = sorted(rows, key=lambda row: -abs(row[2]))[:5]
-        print(f"{name:16}", "  ".join(f"{place} {mean:.3f} +- {error:.3f}" for _, place, mean, error in largest))
+        plot_curve(curve, picture.with_name("curve.png"))
+    setting = {"n": bases, "length": prompts.size(2) // 4, "seed": seed, "text": text}
+    print(f"{name}, {setting}: mean +- standard error, of heads the five largest")
+    with figures.written_whole(table) as beside, open(beside(table), "w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["step", "quantity", "layer.head", "mean", "standard error", *setting])
+        for step, found in (curve | {max(curve, default=None): values}).items():
+            for quantity, (mean, error) in ((quantity, mean_error(value)) for quantity, value in found.items()):
+                places = [".".join(map(str, place)) for place in product(*map(range, mean.shape))]
+                rows = [*zip(places, mean.flatten().tolist(), error.flatten().tolist())]
+                lines.writerows([step, quantity, *row, *setting.values()] for row in rows)
+                if found is values:
+                    largest = sorted(rows, key=lambda row: -abs(row[1]))[:5]
+                    print(
+                        f"{quantity:15}", *(f"{place:>4} {mean:.3f} +- {error:.3f}" for place, mean, error in largest)
+                    )
     for kind in ("zero", "mean"):
-        print(f"needed, {kind}:", name_candidates(values, kind))
+        print(f"needed ({kind}):", name_candidates(values, kind))
 
 
 def main(arguments=None):
     """The command line: 0, or 2 after a message that says what to change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="as GPT.from_pretrained takes it; a run folder gives the curve as well")
+    parser.add_argument(
+        "name", metavar="MODEL_OR_RUN", help="a name or folder; a run's last model, and the curve of all"
+    )
     parser.add_argument("--output", required=True, help="folder for induction.png, curve.png and induction.csv")
-    parser.add_argument("--text", help="a file to take bases from; without it, random tokens")
-    for flag, default in (("--length", None), ("--bases", 64), ("--seed", 0)):
+    parser.add_argument("--text", help="a file to take bases from; without it they are random tokens")
+    for flag, default in (("--length", None), ("--bases", 32), ("--seed", 0)):
         parser.add_argument(flag, type=int, default=default, help="default: %(default)s")
-    options = parser.parse_args(arguments)
     try:
-        report(options)
+        report(**vars(parser.parse_args(arguments)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
