@@ -15,7 +15,8 @@ minus that at 50, here of two stretches, the last tenth and the second.
 import argparse
 import csv
 import sys
-from itertools import product
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -56,9 +57,9 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
 
     A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c) over the last three pieces and
     loss(text), in nats; ICL, loss late - early in the texts, else in r: negative = it learns in context. Then for each
-    kind of ablation, by head: "zero Delta", the change of Delta, now of the others; "zero loss(r)", that of loss(r);
-    "zero ICL share", the part of ICL that goes. prompts: of draw_prompts, or any such ids. kinds: "zero" makes the
-    head's z 0, "mean" its mean over c. Cost: 1 pass over the prompts, and L*H for each kind.
+    kind and head ablated: "change of Delta, zero" (its own A is left out), "change of loss(r), zero", "ICL share lost,
+    zero", of 1. prompts: of draw_prompts, or any such ids. kinds: "zero" makes the head's z 0, "mean" its mean over c.
+    Cost: 1 pass over the prompts, and L*H for each kind.
     """
     check_mode(model)
     if not {*kinds} <= {"zero", "mean"}:
@@ -73,11 +74,13 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
         ablated = _measure(model, prompts, [Patch(l, None, new, "z", h)])
         others = ablated["A(r)-A(c)"]
         others[:, l, h] = -torch.inf
-        changes = {"Delta": others.flatten(1)[:, others.mean(0).argmax()] - values["Delta"]}
-        changes["loss(r)"] = ablated["loss(r)"] - values["loss(r)"]
-        changes["ICL share"] = (values["ICL"] - ablated["ICL"]) / values["ICL"].mean()
+        changes = {
+            "change of Delta": others.flatten(1)[:, others.mean(0).argmax()] - values["Delta"],
+            "change of loss(r)": ablated["loss(r)"] - values["loss(r)"],
+            "ICL share lost": (values["ICL"] - ablated["ICL"]) / values["ICL"].mean(),
+        }
         for name, change in changes.items():
-            values.setdefault(f"{kind} {name}", torch.empty_like(others))[:, l, h] = change
+            values.setdefault(f"{name}, {kind}", torch.empty_like(others))[:, l, h] = change
     return values
 
 
@@ -110,7 +113,7 @@ def name_candidates(values, kind="zero", share=0.1):
     """
     named = {}
     for name, sign, whole in (("Delta", -1, values["Delta"]), ("loss(r)", 1, values["loss(c)"] - values["loss(r)"])):
-        (mean, error), (size, off) = mean_error(sign * values[f"{kind} {name}"]), mean_error(whole)
+        (mean, error), (size, off) = mean_error(sign * values[f"change of {name}, {kind}"]), mean_error(whole)
         found = (mean > 4 * error) & (mean >= share * size) & (size > 4 * off)
         named[name] = sorted(map(tuple, found.nonzero().tolist()), key=lambda head: -mean[head])
     return named | {"both": [head for head in named["loss(r)"] if head in named["Delta"]]}
@@ -118,10 +121,10 @@ def name_candidates(values, kind="zero", share=0.1):
 
 def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
     """{step: study_induction without ablation} of the checkpoints in a run folder; {} if it has none. A pass each."""
-    curve = {}
+    curve, prompts = {}, None
     for step, folder in tqdm(sorted(pretrained.steps_in(run_folder).items()), unit="checkpoint", disable=None):
         model = GPT.from_pretrained(folder)
-        prompts = prompts if curve else draw_prompts(model, length, bases, seed, text)
+        prompts = draw_prompts(model, length, bases, seed, text) if prompts is None else prompts
         curve[step] = study_induction(model, prompts, kinds=())
     return curve
 
@@ -130,25 +133,25 @@ def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
 def plot_study(model, prompts, values, path=None):
     """The Figure of every mean (L,H) of values, and of the mean pattern of the head with the largest A(r)-A(c).
 
-    Whole, on r; zoomed, on r and c: the second piece looks at the first, where the stripe lies at +1.
+    That is whole, on r; and zoomed to queries in piece 2 and keys in piece 1, on r and c: the stripe lies at +1.
     """
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
 
     maps, n = {name: value.mean(0) for name, value in values.items() if value.ndim == 3}, prompts.size(2) // 4
-    rows = len(maps) // 3 + 1
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
     ids = prompts[:2, :16].flatten(0, 1).to(model.lm_head.weight.device)
-    both = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().float().chunk(2)
-    r, c = (pattern.mean(0) for pattern in both)  # (T,T)
-    maps |= {f"{layer}.{head} on r": r, f"{layer}.{head} on r, zoomed": r[n : 2 * n, :n]}
-    maps |= {f"{layer}.{head} on c, zoomed": c[n : 2 * n, :n]}
+    both = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().float()
+    r, c = (pattern.mean(0) for pattern in both.chunk(2))  # (T,T)
+    zoomed = {"r": r[n : 2 * n, :n], "c": c[n : 2 * n, :n]}
+    maps |= {f"{layer}.{head} on r": r} | {f"{layer}.{head} on {x}, pieces 2, 1": part for x, part in zoomed.items()}
+    rows = len(maps) // 3
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
         origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
         norm = CenteredNorm(0, None if "loss" in name else 1)
-        figure.colorbar(axes.imshow(mean, "RdBu_r", norm=norm, origin=origin, aspect="auto"))
-        axes.set(title=name + ", nats" * ("loss" in name), xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(axes.imshow(mean.numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
+        axes.set(title=name, xlabel=xlabel, ylabel=ylabel)
         axes.locator_params(integer=True)
     return figures.shown(figure, path)
 
@@ -163,15 +166,25 @@ def plot_curve(curve, path=None):
     for rank, i in enumerate(heads.amax(0).flatten().argsort(descending=True).tolist()):
         l, h = divmod(i, heads.size(2))
         style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
-        above.plot(list(curve), heads[:, l, h], **style)
-    for name in [
-        name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if all(name in v for v in curve.values())
-    ]:
-        below.errorbar(list(curve), *zip(*(mean_error(values[name]) for values in curve.values())), label=name)
-    for axes, ylabel in ((above, "A(r)-A(c)"), (below, "nats")):
-        axes.set(xlabel="step", ylabel=ylabel)
-        axes.legend()
+        above.plot(list(curve), heads[:, l, h].numpy(), **style)
+    for name in ("loss(r)", "loss(c)", "loss(text)", "ICL"):
+        found = [mean_error(values[name]) for values in curve.values() if name in values]
+        if found:
+            below.errorbar(list(curve), *torch.tensor(found).T.numpy(), label=name)
+    above.set(ylabel="A(r)-A(c)", ylim=(-0.05, 1))
+    below.set(ylabel="nats, with standard errors", xlabel="step")
+    above.legend()
+    below.legend()
     return figures.shown(figure, path)
+
+
+def summarize(values):
+    """[(name, "layer.head" or "", mean, standard error), ...] of all values."""
+    rows = []
+    for name, (mean, error) in ((name, mean_error(value)) for name, value in values.items()):
+        places = [".".join(map(str, place)) for place in product(*map(range, mean.shape))]
+        rows += zip([name] * len(places), places, mean.flatten().tolist(), error.flatten().tolist())
+    return rows
 
 
 def report(name, output, text=None, length=None, bases=32, seed=0):
@@ -187,20 +200,15 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     if curve:
         plot_curve(curve, picture.with_name("curve.png"))
     setting = {"n": bases, "length": prompts.size(2) // 4, "seed": seed, "text": text}
-    print(f"{name}, {setting}: mean +- standard error, of heads the five largest")
     with figures.written_whole(table) as beside, open(beside(table), "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["step", "quantity", "layer.head", "mean", "standard error", *setting])
         for step, found in (curve | {max(curve, default=None): values}).items():
-            for quantity, (mean, error) in ((quantity, mean_error(value)) for quantity, value in found.items()):
-                places = [".".join(map(str, place)) for place in product(*map(range, mean.shape))]
-                rows = [*zip(places, mean.flatten().tolist(), error.flatten().tolist())]
-                lines.writerows([step, quantity, *row, *setting.values()] for row in rows)
-                if found is values:
-                    largest = sorted(rows, key=lambda row: -abs(row[1]))[:5]
-                    print(
-                        f"{quantity:15}", *(f"{place:>4} {mean:.3f} +- {error:.3f}" for place, mean, error in largest)
-                    )
+            lines.writerows([step, *row, *setting.values()] for row in summarize(found))
+    print(f"{name}, {setting}: mean +- standard error, of heads the five largest")
+    for quantity, rows in groupby(summarize(values), itemgetter(0)):
+        largest = sorted(rows, key=lambda row: -abs(row[2]))[:5]
+        print(f"{quantity:24}", *(f"{place:>4} {mean:.3f} +- {error:.3f}" for _, place, mean, error in largest))
     for kind in ("zero", "mean"):
         print(f"needed ({kind}):", name_candidates(values, kind))
 
