@@ -65,14 +65,21 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     if not {*kinds} <= {"zero", "mean"}:
         raise ValueError(f'kinds must be of "zero" and "mean", got {kinds}')
     prompts = prompts.to(model.lm_head.weight.device)
-    values = _measure(model, prompts)
+    some = prompts.split(max(1, 1000 // prompts.size(2)), dim=1)  # some 2,000 tokens at a time
+    streams = [tails.record(model, ids.flatten(0, 1), ["resid_pre"])["resid_pre"] for ids in some]
+
+    def measure(layer=0, patch=None):  # below the layer nothing changes
+        parts = [_measure(model, ids, stream[layer], layer, patch) for ids, stream in zip(some, streams)]
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+    values = measure()
     values["Delta"] = values["A(r)-A(c)"].flatten(1)[:, values["A(r)-A(c)"].mean(0).argmax()]
     z = tails.record(model, prompts[1], ["z"])["z"] if "mean" in kinds else {}
     heads = product(kinds, range(model.config.n_layer), range(model.config.n_head))
     for kind, l, h in tqdm([*heads], desc="ablating", unit="head", disable=None):
         new = z[l][:, h].mean((0, 1)) if kind == "mean" else torch.zeros(())  # (B,T,D) -> (D,)
-        ablated = _measure(model, prompts, [Patch(l, None, new, "z", h)])
-        others = ablated["A(r)-A(c)"]
+        ablated, others = measure(l, Patch(l, None, new, "z", h)), values["A(r)-A(c)"].clone()
+        others[:, l:] = ablated["A(r)-A(c)"]
         others[:, l, h] = -torch.inf
         changes = {
             "change of Delta": others.flatten(1)[:, others.mean(0).argmax()] - values["Delta"],
@@ -84,21 +91,25 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     return values
 
 
-def _measure(model, prompts, patches=()):
-    """What study_induction says without ablation, Delta aside; some 2,000 tokens at a time."""
-    found, T = [], prompts.size(2)
+def _measure(model, prompts, x, layer, patch):
+    """What study_induction says without ablation, Delta aside, of the run that goes on from x before block `layer`."""
+    (_, B, T), stripes = prompts.shape, []
     n, tenth = T // 4, max(1, T // 10)
-    for some in prompts.split(max(1, 1000 // T), dim=1):
-        stored, ids = {"pattern": {}}, some.flatten(0, 1)  # (r,b,T) -> (rb,T)
-        logits = model.lm_head(model.transformer.ln_f(model.stream(ids, patches, stored))).float()
-        loss = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none").unflatten(0, some.shape[:2])
-        stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1) for pattern in stored["pattern"].values()]
-        A = torch.stack(stripes, 1).float().unflatten(0, some.shape[:2])  # L x (rb,H) -> (r,b,L,H)
-        texts = loss[-1 if len(loss) == 3 else 0]  # (b,T-1); entry t is the loss on token t + 1
-        part = {"A(r)": A[0], "A(c)": A[1], "A(r)-A(c)": A[0] - A[1]}
-        part |= dict(zip(("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1)))
-        found.append(part | {"ICL": texts[:, -tenth:].mean(1) - texts[:, tenth : 2 * tenth].mean(1)})
-    return {name: torch.cat([part[name] for part in found]).cpu() for name in found[0]}
+
+    def tap(site, x):
+        if site == "pattern":
+            stripes.append(x.diagonal(1 - n, -2, -1)[..., 1:].mean(-1).float())  # (rB,H)
+        return patch.apply(x) if patch and site == "z" and len(stripes) == 1 else x
+
+    for block in model.transformer.h[layer:]:
+        x = block(x, tap)
+    A = torch.stack(stripes, 1).unflatten(0, (-1, B))  # (r,B,L-layer,H)
+    logits = model.lm_head(model.transformer.ln_f(x[:, :-1])).float()
+    loss = F.cross_entropy(logits.mT, prompts.flatten(0, 1)[:, 1:], reduction="none").unflatten(0, (-1, B))  # (r,B,T-1)
+    text = loss[-1 if len(loss) == 3 else 0]
+    values = {"A(r)": A[0], "A(c)": A[1], "A(r)-A(c)": A[0] - A[1]}
+    values |= zip(("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1))  # entry t is the loss on token t + 1
+    return values | {"ICL": text[:, -tenth:].mean(1) - text[:, tenth : 2 * tenth].mean(1)}
 
 
 def mean_error(value):
