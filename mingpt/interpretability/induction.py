@@ -4,12 +4,11 @@
 
 An induction head looks from a token to the one that followed its previous occurrence. Repeats r = [base] * 4 give it
 one to find, controls c = [base, other, other, other] do not. A is a head's attention along the stripe from each token
-to the one n - 1 before it, n the length of the base, averaged over the queries from n on; in r that key is the token
-after the previous occurrence, and a head that looks to all earlier ones shows only part of what it does. A stripe does
-not show that the model uses the head. A loss that rises without a head does not show an induction head: one that tells
-tokens their predecessors is needed too, and has no stripe. Heads that stand in for each other are not found one by
-one. Source: Olsson et al. 2022 (arXiv 2209.11895); their score for in-context learning is the loss at token 500 of 512
-minus that at 50, here of two stretches, the last tenth and the second.
+to the one n - 1 before it, n the length of the base, averaged over the queries from n on: in r, that key is the token
+after the previous occurrence (a head that looks after all earlier ones as well shows a part of itself). A stripe does
+not show that the model uses the head, nor a loss that rises without it that it is an induction head: one that tells
+tokens their predecessors is needed too. Heads that stand in for each other are not found one by one. Source: Olsson et
+al. 2022 (arXiv 2209.11895); their score for in-context learning is of tokens 500 and 50, here of two tenths.
 """
 
 import argparse
@@ -65,51 +64,38 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     if not {*kinds} <= {"zero", "mean"}:
         raise ValueError(f'kinds must be of "zero" and "mean", got {kinds}')
     prompts = prompts.to(model.lm_head.weight.device)
-    some = prompts.split(max(1, 1000 // prompts.size(2)), dim=1)  # some 2,000 tokens at a time
-    streams = [tails.record(model, ids.flatten(0, 1), ["resid_pre"])["resid_pre"] for ids in some]
-
-    def measure(layer=0, patch=None):  # below the layer nothing changes
-        parts = [_measure(model, ids, stream[layer], layer, patch) for ids, stream in zip(some, streams)]
-        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-
-    values = measure()
+    values = _measure(model, prompts)
     values["Delta"] = values["A(r)-A(c)"].flatten(1)[:, values["A(r)-A(c)"].mean(0).argmax()]
     z = tails.record(model, prompts[1], ["z"])["z"] if "mean" in kinds else {}
     heads = product(kinds, range(model.config.n_layer), range(model.config.n_head))
     for kind, l, h in tqdm([*heads], desc="ablating", unit="head", disable=None):
         new = z[l][:, h].mean((0, 1)) if kind == "mean" else torch.zeros(())  # (B,T,D) -> (D,)
-        ablated, others = measure(l, Patch(l, None, new, "z", h)), values["A(r)-A(c)"].clone()
-        others[:, l:] = ablated["A(r)-A(c)"]
+        ablated = _measure(model, prompts, [Patch(l, None, new, "z", h)])
+        others = ablated["A(r)-A(c)"]
         others[:, l, h] = -torch.inf
-        changes = {
-            "change of Delta": others.flatten(1)[:, others.mean(0).argmax()] - values["Delta"],
-            "change of loss(r)": ablated["loss(r)"] - values["loss(r)"],
-            "ICL share lost": (values["ICL"] - ablated["ICL"]) / values["ICL"].mean(),
-        }
-        for name, change in changes.items():
+        delta = others.flatten(1)[:, others.mean(0).argmax()]
+        lost = (values["ICL"] - ablated["ICL"]) / values["ICL"].mean()
+        changes = (delta - values["Delta"], ablated["loss(r)"] - values["loss(r)"], lost)
+        for name, change in zip(("change of Delta", "change of loss(r)", "ICL share lost"), changes):
             values.setdefault(f"{name}, {kind}", torch.empty_like(others))[:, l, h] = change
     return values
 
 
-def _measure(model, prompts, x, layer, patch):
-    """What study_induction says without ablation, Delta aside, of the run that goes on from x before block `layer`."""
-    (_, B, T), stripes = prompts.shape, []
+def _measure(model, prompts, patches=()):
+    """What study_induction says without ablation, Delta aside; some 2,000 tokens at a time."""
+    found, T = [], prompts.size(2)
     n, tenth = T // 4, max(1, T // 10)
-
-    def tap(site, x):
-        if site == "pattern":
-            stripes.append(x.diagonal(1 - n, -2, -1)[..., 1:].mean(-1).float())  # (rB,H)
-        return patch.apply(x) if patch and site == "z" and len(stripes) == 1 else x
-
-    for block in model.transformer.h[layer:]:
-        x = block(x, tap)
-    A = torch.stack(stripes, 1).unflatten(0, (-1, B))  # (r,B,L-layer,H)
-    logits = model.lm_head(model.transformer.ln_f(x[:, :-1])).float()
-    loss = F.cross_entropy(logits.mT, prompts.flatten(0, 1)[:, 1:], reduction="none").unflatten(0, (-1, B))  # (r,B,T-1)
-    text = loss[-1 if len(loss) == 3 else 0]
-    values = {"A(r)": A[0], "A(c)": A[1], "A(r)-A(c)": A[0] - A[1]}
-    values |= zip(("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1))  # entry t is the loss on token t + 1
-    return values | {"ICL": text[:, -tenth:].mean(1) - text[:, tenth : 2 * tenth].mean(1)}
+    for some in prompts.split(max(1, 1000 // T), dim=1):
+        stored, ids = {"pattern": {}}, some.flatten(0, 1)  # (r,b,T) -> (rb,T)
+        logits = model.lm_head(model.transformer.ln_f(model.stream(ids, patches, stored)))[:, :-1].float()
+        loss = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").unflatten(0, some.shape[:2])  # (r,b,T-1)
+        stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1) for pattern in stored["pattern"].values()]
+        A = torch.stack(stripes, 1).float().unflatten(0, some.shape[:2])  # L x (rb,H) -> (r,b,L,H)
+        text = loss[-1 if len(loss) == 3 else 0]
+        part = {"A(r)": A[0], "A(c)": A[1], "A(r)-A(c)": A[0] - A[1]}
+        part |= zip(("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1))  # entry t is the loss on token t + 1
+        found.append(part | {"ICL": text[:, -tenth:].mean(1) - text[:, tenth : 2 * tenth].mean(1)})
+    return {name: torch.cat([part[name] for part in found]).cpu() for name in found[0]}
 
 
 def mean_error(value):
@@ -152,10 +138,10 @@ def plot_study(model, prompts, values, path=None):
     maps, n = {name: value.mean(0) for name, value in values.items() if value.ndim == 3}, prompts.size(2) // 4
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
     ids = prompts[:2, :16].flatten(0, 1).to(model.lm_head.weight.device)
-    both = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().float()
-    r, c = (pattern.mean(0) for pattern in both.chunk(2))  # (T,T)
-    zoomed = {"r": r[n : 2 * n, :n], "c": c[n : 2 * n, :n]}
-    maps |= {f"{layer}.{head} on r": r} | {f"{layer}.{head} on {x}, pieces 2, 1": part for x, part in zoomed.items()}
+    pattern = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().float()
+    r, c = pattern.unflatten(0, (2, -1)).mean(1)  # (rb,T,T) -> (T,T) each
+    maps[f"{layer}.{head} on r"] = r
+    maps |= {f"{layer}.{head} on {x}, pieces 2, 1": part[n : 2 * n, :n] for x, part in zip("rc", (r, c))}
     rows = len(maps) // 3
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
@@ -178,14 +164,12 @@ def plot_curve(curve, path=None):
         l, h = divmod(i, heads.size(2))
         style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
         above.plot(list(curve), heads[:, l, h].numpy(), **style)
-    for name in ("loss(r)", "loss(c)", "loss(text)", "ICL"):
-        found = [mean_error(values[name]) for values in curve.values() if name in values]
-        if found:
-            below.errorbar(list(curve), *torch.tensor(found).T.numpy(), label=name)
-    above.set(ylabel="A(r)-A(c)", ylim=(-0.05, 1))
-    below.set(ylabel="nats, with standard errors", xlabel="step")
-    above.legend()
-    below.legend()
+    for name in [name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if name in [*curve.values()][0]]:
+        found = torch.tensor([mean_error(values[name]) for values in curve.values()])  # (S,2)
+        below.errorbar(list(curve), *found.T.numpy(), label=name)
+    for axes, ylabel, ylim in ((above, "A(r)-A(c)", (-0.05, 1)), (below, "nats, with standard errors", None)):
+        axes.set(xlabel="step", ylabel=ylabel, ylim=ylim)
+        axes.legend()
     return figures.shown(figure, path)
 
 
@@ -227,9 +211,7 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
 def main(arguments=None):
     """The command line: 0, or 2 after a message that says what to change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "name", metavar="MODEL_OR_RUN", help="a name or folder; a run's last model, and the curve of all"
-    )
+    parser.add_argument("name", metavar="MODEL_OR_RUN", help="of a run, the last model is studied, the curve is of all")
     parser.add_argument("--output", required=True, help="folder for induction.png, curve.png and induction.csv")
     parser.add_argument("--text", help="a file to take bases from; without it they are random tokens")
     for flag, default in (("--length", None), ("--bases", 32), ("--seed", 0)):
