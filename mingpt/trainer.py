@@ -13,13 +13,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mingpt import pretrained
+
+KEPT = ("iter_num", "seconds", "history")  # of a trainer, in its checkpoints
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class TrainerConfig:
     num_workers: int = 0  # processes that prepare batches
     max_iters: int | None = None  # steps in all, resumed ones included; None: until a callback raises StopIteration
     batch_size: int = 64
+    accumulation: int = 1  # parts in which a batch goes through the model, for memory; the gradient is the whole one's
     learning_rate: float = 3e-4
     betas: tuple = (0.9, 0.95)
     weight_decay: float = 0.1
@@ -36,9 +38,10 @@ class TrainerConfig:
     final_learning_rate: float | None = None  # with max_iters: where a cosine from learning_rate ends; None is constant
     seed: int = 3407  # of the batches' order
     eval_interval: int | None = None  # steps between evaluations on eval_dataset
-    eval_batches: int = 10
+    eval_batches: int | None = 10  # None: all of eval_dataset, once and in order
     checkpoint_dir: str | None = None  # folder for checkpoints, the newest of which is kept
     checkpoint_interval: int = 1000  # steps between checkpoints
+    kept_steps: tuple = ()  # steps whose weights are kept for good; 0 is the start
 
 
 class StepSampler:
@@ -78,6 +81,7 @@ class Trainer:
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
         self.iter_num, self.loss, self.eval_loss, self.iter_time, self.iter_dt = 0, None, None, 0.0, 0.0
+        self.resumed, self.seconds, self.history = False, 0.0, []  # history is the callbacks'; checkpoints have it too
 
     def add_callback(self, onevent, callback):
         self.callbacks[onevent].append(callback)
@@ -103,17 +107,23 @@ class Trainer:
     def run(self):
         """Train from iter_num to max_iters. It ends in train mode, with a checkpoint if there is a checkpoint_dir."""
         config = self.config
-        if config.checkpoint_dir and self.iter_num == 0 and pretrained.steps_in(config.checkpoint_dir):
+        fresh = self.iter_num == 0 and not self.resumed
+        if config.checkpoint_dir and fresh and pretrained.steps_in(config.checkpoint_dir):
             todo = "call resume(), or take another folder"
             raise ValueError(f"{config.checkpoint_dir} has another run's checkpoints; {todo}")
+        if config.checkpoint_dir and self.iter_num in config.kept_steps:
+            self.save_checkpoint()
         self.model.train()
-        self.iter_time = time.time()
+        self.iter_time = time.monotonic()
         batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
-        with tqdm(total=config.max_iters, initial=self.iter_num, disable=None, unit="step") as progress:
+        tokens = config.batch_size * len(self.train_dataset[0][1])  # in a batch
+        total = config.max_iters and config.max_iters * tokens
+        bar = {"initial": self.iter_num * tokens, "total": total, "unit": " tokens", "unit_scale": True}
+        with tqdm(**bar, disable=None, dynamic_ncols=True) as progress:
             while config.max_iters is None or self.iter_num < config.max_iters:
                 self._step(*(tensor.to(self.device) for tensor in next(batches)))
-                progress.update()
-                progress.set_postfix(loss=f"{self.loss.item():.3f}", refresh=False)
+                progress.update(tokens)
+                progress.set_postfix(step=self.iter_num + 1, loss=f"{self.loss.item():.3f}", refresh=False)
                 try:
                     self._after_step()
                 except StopIteration:
@@ -129,37 +139,49 @@ class Trainer:
     def _step(self, x, y):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        _, self.loss = self.model(x, y)
         self.model.zero_grad(set_to_none=True)
-        self.loss.backward()
+        self.loss, parts = 0.0, self.config.accumulation
+        for x_part, y_part in zip(x.chunk(parts), y.chunk(parts)):
+            _, loss = self.model(x_part, y_part)
+            if parts > 1:
+                loss = loss * ((y_part != -1).sum() / (y != -1).sum())  # its share of the mean over all targets
+            loss.backward()
+            self.loss += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm_clip)
         self.optimizer.step()
 
     def _after_step(self):
         config = self.config
         self.iter_num += 1
-        now = time.time()
+        now = time.monotonic()
         self.iter_dt, self.iter_time = now - self.iter_time, now
+        self.seconds += self.iter_dt
         if config.eval_interval and self.iter_num % config.eval_interval == 0:
             self.eval_loss = self.evaluate()
             self.trigger_callbacks("on_eval_end")
         self.trigger_callbacks("on_batch_end")
-        if config.checkpoint_dir and self.iter_num % config.checkpoint_interval == 0:
+        due = self.iter_num % config.checkpoint_interval == 0 or self.iter_num in config.kept_steps
+        if config.checkpoint_dir and due:
             self.save_checkpoint()  # after the callbacks: the random numbers that they draw are drawn
 
     @torch.no_grad()
-    def evaluate(self):
-        """Mean loss over the first eval_batches batches of eval_dataset, the same ones each time, in nats."""
+    def evaluate(self, dataset=None):
+        """Mean loss per row in nats over eval_batches batches of eval_dataset (or another), the same ones each time."""
+        dataset, config = self.eval_dataset if dataset is None else dataset, self.config
         was_training = self.model.training
         self.model.eval()
-        batches = islice(self._loader(self.eval_dataset, self.config.seed + 1, 0), self.config.eval_batches)
-        losses = [self.model(x.to(self.device), y.to(self.device))[1].item() for x, y in batches]
+        if config.eval_batches is None:
+            batches = DataLoader(dataset, config.batch_size, generator=torch.Generator())
+        else:
+            batches = islice(self._loader(dataset, config.seed + 1, 0), config.eval_batches)
+        rows = [(self.model(x.to(self.device), y.to(self.device))[1].item(), len(x)) for x, y in batches]
         self.model.train(was_training)
-        return fmean(losses)
+        return sum(loss * n for loss, n in rows) / sum(n for _, n in rows)
 
     def save_checkpoint(self):
         """Write checkpoint_dir/step-N: a folder that from_pretrained takes, with trainer_state.pt; drop the older ones.
 
+        Of those at kept_steps the model stays, without trainer_state.pt.
         It is written under another name and renamed when whole, so a kill at any moment leaves a whole newest one.
         """
         root = Path(self.config.checkpoint_dir)
@@ -170,14 +192,16 @@ class Trainer:
         pretrained.save(self.model, partial)
         rng = {"cpu": torch.get_rng_state()}
         rng["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        state = {"iter_num": self.iter_num, "optimizer": self.optimizer.state_dict(), "rng": rng}
+        state = {name: getattr(self, name) for name in KEPT} | {"optimizer": self.optimizer.state_dict(), "rng": rng}
         torch.save(state, partial / "trainer_state.pt")
         for file in partial.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())  # on disk before the name says that it is whole
         partial.rename(final)
         for step, older in pretrained.steps_in(root).items():
-            if step < self.iter_num:
+            if step in self.config.kept_steps and step < self.iter_num:
+                (older / "trainer_state.pt").unlink(missing_ok=True)
+            elif step < self.iter_num:
                 shutil.rmtree(older)
 
     def resume(self):
@@ -193,5 +217,7 @@ class Trainer:
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_available() and state["rng"]["cuda"]:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        self.iter_num = state["iter_num"]
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.resumed = True
         return True

@@ -1,0 +1,234 @@
+"""Train a small GPT-2 on a text, and keep models on the way, in which a study can see what forms when.
+
+    python -m mingpt.train CORPUS [--preset PRESET] [--output FOLDER]
+
+CORPUS is shakespeare or austen, which are downloaded once, a text file, or a folder of .txt files; its last tenth is
+for validation. FOLDER, runs/PRESET if not given, gets curve.csv, curve.png and step-N folders that from_pretrained
+takes (FOLDER itself is the newest one). The same command goes on where a run was stopped.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from mingpt import pretrained
+from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
+from mingpt.interpretability import figures
+from mingpt.model import GPT, GPTConfig
+from mingpt.trainer import Trainer, TrainerConfig
+
+KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"  # revised now and then: no sha256, about so many bytes
+CORPORA = {  # name: [(address, bytes without the licence, sha256), ...]
+    "shakespeare": [(KARPATHY, 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")],
+    "austen": [(GUTENBERG.format(n), size, None) for n, size in ((158, 883028), (105, 466854), (161, 673688))],
+}
+MEASURED = 100  # rows, spread evenly over a text, on which a loss is measured
+
+
+@dataclass
+class Preset:
+    """A model and its training; on the command line each field is an option that goes before the preset's value."""
+
+    vocab_size: int  # of a byte-level BPE that is trained on the text; 257 is one token per byte
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int  # tokens in a row
+    batch_size: int  # rows in a step
+    max_iters: int  # steps
+    learning_rate: float  # at its highest; a cosine brings it to a tenth
+    dropout: float = 0.0
+    accumulation: int = 1  # parts in which a batch goes through the model, where memory is short
+    warmup_iters: int = 100
+    weight_decay: float = 0.1
+    checkpoint_interval: int = 100  # steps between checkpoints to go on from
+    kept: int = 24  # models that stay besides the untrained one, denser early; at each the losses are measured
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if value < 0 or (value == 0 and name not in ("dropout", "warmup_iters", "weight_decay", "seed")):
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+
+PRESETS = {
+    "shakespeare-char": Preset(257, 4, 4, 128, 128, batch_size=32, max_iters=3000, learning_rate=2e-3),
+    "shakespeare-gpu": Preset(257, 6, 6, 384, 256, batch_size=64, max_iters=5000, learning_rate=1e-3, dropout=0.2),
+    "austen-2m": Preset(1024, 4, 6, 192, 128, batch_size=32, max_iters=2000, learning_rate=2e-3),
+    "austen-5.6m": Preset(3072, 6, 8, 256, 128, batch_size=32, max_iters=2000, learning_rate=1e-3),
+}
+
+
+def read_corpus(name):
+    """The texts, a list of str without Project Gutenberg's header and licence; ValueError if there are none."""
+    if name in CORPORA:
+        paths = [download(name, *file) for file in CORPORA[name]]
+    else:
+        paths = sorted(Path(name).rglob("*.txt")) if Path(name).is_dir() else [Path(name)]
+    try:
+        texts = [strip_licence(path.read_text(encoding="utf-8-sig")) for path in paths]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name!r} is none of {', '.join(CORPORA)}, and no utf-8 text can be read: {error}") from error
+    if not any(texts):
+        raise ValueError(f"{name!r} has no text; give a file with some, or a folder of such .txt files")
+    return texts
+
+
+def strip_licence(text):
+    body = re.search(r"\*\*\* ?START OF.*?\*\*\*(.*?)\*\*\* ?END OF", text, re.DOTALL)
+    return body[1].strip() + "\n" if body else text
+
+
+def download(corpus, address, size, sha256):
+    """The path in the user's cache; fetched unless it is there, going on where an earlier download broke off."""
+    import requests
+
+    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mingpt" / corpus / Path(address).name
+    part = path.with_suffix(".part")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    headers = {"Range": f"bytes={part.stat().st_size if part.exists() else 0}-", "Accept-Encoding": "identity"}
+    try:
+        with requests.get(address, headers=headers, stream=True, timeout=20) as answer:
+            if answer.status_code != 416:  # there is no more of it
+                answer.raise_for_status()
+                with open(part, "ab" if answer.status_code == 206 else "wb") as file:
+                    file.writelines(answer.iter_content(4096))
+    except requests.RequestException as error:
+        todo = "run this again, which goes on from there, or give the text as a file"
+        raise ValueError(f"{address} did not come whole ({error}); {todo}") from error
+    data = part.read_bytes()
+    found = len(strip_licence(data.decode(errors="replace").replace("\r\n", "\n")).encode())
+    if hashlib.sha256(data).hexdigest() != sha256 if sha256 else abs(found / size - 1) > 0.05:
+        part.unlink()
+        raise ValueError(f"{address} gave {found} bytes of text, not the {size} expected; nothing was kept")
+    return part.rename(path)
+
+
+def windows(ids, T, stride=1):
+    """A dataset of (x, y), each (T,): one from every `stride` tokens on."""
+    rows = torch.tensor(ids).unfold(0, T + 1, stride)  # (N,T+1), a view
+    return TensorDataset(rows[:, :-1], rows[:, 1:])
+
+
+def train(texts, preset, output, device="auto"):
+    """The trained model, which the folder has too; ValueError where that has a run with other settings or text."""
+    output, text, T = Path(output), END_OF_TEXT.join(texts), preset.block_size
+    parts = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
+    merges = [] if preset.vocab_size == 257 else train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
+    tokenizer = BPETokenizer(Encoder(merges))
+    ids = [tokenizer.encode(part, allow_special=True) for part in parts]
+    if len(ids[1]) <= T:
+        raise ValueError(f"the last tenth of the text has {len(ids[1])} tokens, too few for {T + 1}; give more text")
+    claim(output, asdict(preset) | {"text": hashlib.sha256(text.encode()).hexdigest()})
+
+    torch.manual_seed(preset.seed)
+    rates = {"embd_pdrop": preset.dropout, "resid_pdrop": preset.dropout, "attn_pdrop": 0.0}  # fused attention has none
+    model = GPT(GPTConfig(**chosen(preset, GPTConfig), **rates, tie_word_embeddings=True))
+    model.tokenizer = tokenizer
+    kept = {round(preset.max_iters * (i / preset.kept) ** 2) for i in range(preset.kept + 1)}
+    settings = {"final_learning_rate": preset.learning_rate / 10, "betas": (0.9, 0.99), "eval_batches": None}
+    settings |= {"device": device, "checkpoint_dir": str(output), "kept_steps": tuple(kept)}
+    seen, unseen = (windows(part, T, max(T, len(part) // MEASURED)) for part in ids)
+    trainer = Trainer(TrainerConfig(**chosen(preset, TrainerConfig), **settings), model, windows(ids[0], T), unseen)
+    trainer.resume()
+    bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
+    measure = partial(measure_losses, seen=seen, bits=bits, path=output / "curve.csv")
+    trainer.add_callback("on_batch_end", measure)
+    measure(trainer)
+    trainer.run()
+    draw_curve(trainer.history, output / "curve.png")
+    return model.eval()
+
+
+def chosen(preset, config_class):
+    """The preset's values for the fields that the configuration has too."""
+    names = {field.name for field in fields(config_class)} & {field.name for field in fields(Preset)}
+    return {name: getattr(preset, name) for name in names}
+
+
+def claim(output, settings):
+    """Note the settings in the folder; ValueError if it has others."""
+    path = output / "settings.json"
+    output.mkdir(parents=True, exist_ok=True)
+    if not path.exists() and pretrained.steps_in(output):
+        raise ValueError(f"{output} has checkpoints of another program; give another --output")
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if other := [f"{name} {value}" for name, value in before.items() if value != settings.get(name)]:
+        raise ValueError(f"{output} has a run with {', '.join(other)}; give the same, or another --output")
+    with figures.written_whole(path) as beside:
+        beside(path).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_losses(trainer, seen, bits, path):
+    """A callback: at the kept steps the losses on rows of both texts go to the history, curve.csv and the terminal."""
+    step, config, model, seconds = trainer.iter_num, trainer.config, trainer.model, trainer.seconds
+    if step not in config.kept_steps or (trainer.history and trainer.history[-1][0] == step):
+        return
+    row = {"step": step, "tokens": step * config.batch_size * model.block_size, "seconds": seconds}
+    row |= {"train_loss": trainer.evaluate(seen), "validation_loss": trainer.evaluate()}
+    row["bits_per_byte"] = row["validation_loss"] * bits
+    trainer.history.append([*row.values()])
+    with figures.written_whole(path) as beside, open(beside(path), "w", newline="") as file:
+        csv.writer(file).writerows([row, *trainer.history])
+    form = "step {}: training loss {:.3f}, validation {:.3f}, {:.3f} bits per byte; {:,.0f} tokens/s, {:.0f} min left"
+    left = seconds / max(step, 1) * (config.max_iters - step) / 60
+    tqdm.write(form.format(step, *trainer.history[-1][3:], row["tokens"] / max(seconds, 1e-9), left))
+    if len(trainer.history) % 4 == 0:
+        with torch.random.fork_rng():  # the training's random numbers stay as they are
+            ids = model.eval().generate(trainer.eval_dataset[:1][0][:, :8].to(trainer.device), 60, do_sample=True)
+        model.train()
+        tqdm.write(repr(model.tokenizer.decode(ids[0])))
+
+
+def draw_curve(rows, path=None):
+    """The matplotlib Figure of the rows of a curve.csv: both losses, in nats per token, over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    steps, _, _, seen, unseen, _ = zip(*rows)
+    axes.plot(steps, seen, "o-", steps, unseen, "s--", markersize=4)
+    axes.legend(["training text", "validation text"])
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    return figures.shown(figure, path)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", help="shakespeare, austen, a text file, or a folder of .txt files")
+    parser.add_argument("--preset", choices=PRESETS, help="default: shakespeare-char for shakespeare, else austen-2m")
+    parser.add_argument("--output", help="folder of the run; default: runs/PRESET")
+    parser.add_argument("--device", default="auto", help="default: cuda where there is one, else cpu")
+    for field in fields(Preset):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, help="default: the preset's")
+    options = parser.parse_args(arguments)
+    name = options.preset or ("shakespeare-char" if options.corpus == "shakespeare" else "austen-2m")
+    given = {field.name: getattr(options, field.name) for field in fields(Preset)}
+    try:
+        preset = replace(PRESETS[name], **{key: value for key, value in given.items() if value is not None})
+        train(read_corpus(options.corpus), preset, options.output or f"runs/{name}", options.device)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

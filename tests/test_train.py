@@ -1,0 +1,263 @@
+"""python -m mingpt.train: the corpora, the run and what it leaves; kills, downloads and wrong use."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mingpt import pretrained, train
+from mingpt.interpretability.activation_patching import patch_layers
+from mingpt.model import GPT, GPTConfig
+from mingpt.trainer import Trainer
+from tests.hub import Hub
+from tests.kill_training import TEXT, kill_and_compare
+
+TINY = train.Preset(257, 2, 3, 21, 16, batch_size=4, max_iters=6, learning_rate=1e-3, kept=3, checkpoint_interval=2)
+HEADER = "The Project Gutenberg eBook of Emma\r\n\r\n*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
+LICENCE = (
+    "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\nUpdated editions will replace the previous one.\r\n"
+)
+
+
+def rows(folder):
+    with open(folder / "curve.csv", newline="", encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "run"
+    return folder, train.train([TEXT], TINY, folder, "cpu")
+
+
+def test_the_folder_is_a_model_that_an_analysis_takes(run):
+    folder, model = run
+    read = GPT.from_pretrained(folder)
+    assert all(torch.equal(weight, read.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert read.tokenizer.decode(read.tokenizer.encode("7 times 7\n")) == "7 times 7\n"
+    clean, corrupted = read.tokenizer("7 times 7"), read.tokenizer("8 times 7")
+    assert patch_layers(read, clean, corrupted, 3, 4).logit_diff.shape == (2, 9)
+
+
+def test_models_are_kept_at_the_steps_where_the_losses_were_measured(run):
+    """Steps round(6 (i / 3)^2); the loss of the kept model on the rows is what curve.csv has."""
+    folder, _ = run
+    assert sorted(pretrained.steps_in(folder)) == [int(row["step"]) for row in rows(folder)] == [0, 1, 3, 6]
+    ids = {"train_loss": TEXT[: len(TEXT) * 9 // 10], "validation_loss": TEXT[len(TEXT) * 9 // 10 :]}
+    for row in rows(folder):
+        model = GPT.from_pretrained(folder / f"step-{int(row['step']):08d}")
+        for name, part in ids.items():
+            part = torch.tensor(model.tokenizer.encode(part))
+            starts = range(0, len(part) - 16, max(16, len(part) // 100))
+            x = torch.stack([part[i : i + 17] for i in starts])
+            loss = F.cross_entropy(model(x[:, :-1])[0].flatten(0, 1), x[:, 1:].flatten()).item()
+            assert float(row[name]) == pytest.approx(loss, abs=1e-5)  # sums in another order
+        assert float(row["bits_per_byte"]) == pytest.approx(float(row["validation_loss"]) / math.log(2))
+        assert int(row["tokens"]) == int(row["step"]) * 4 * 16
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "step-00000003" / "trainer_state.pt").exists()  # only the newest one is resumed from
+
+
+def test_the_untrained_model_is_minGPTs_start(run):
+    torch.manual_seed(TINY.seed)
+    sizes = {"n_layer": 2, "n_head": 3, "n_embd": 21, "vocab_size": 257, "block_size": 16}
+    expected = GPT(GPTConfig(**sizes, tie_word_embeddings=True)).state_dict()
+    untrained = GPT.from_pretrained(run[0] / "step-00000000").state_dict()
+    assert all(torch.equal(weight, untrained[name]) for name, weight in expected.items())
+
+
+def test_training_lowers_the_loss_below_that_of_letter_frequencies(tmp_path):
+    train.train([TEXT], replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10), tmp_path, "cpu")
+    counts = torch.bincount(torch.tensor([*TEXT.encode()])).float()
+    share = counts[counts > 0] / counts.sum()
+    assert float(rows(tmp_path)[-1]["validation_loss"]) < -(share * share.log()).sum() - 0.5
+
+
+def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_tokens(tmp_path):
+    unseen = "zyxwvut " * 200
+    text = "abab cdcd " * 1000
+    cut = (len(text) + len(unseen)) * 9 // 10
+    model = train.train([text, unseen], replace(TINY, vocab_size=261), tmp_path, "cpu")
+    assert {"ab", "cd"} <= model.tokenizer.encoder.ids.keys() and model.config.vocab_size == 261
+    assert not any("z" in token and len(token) > 1 for token in model.tokenizer.encoder.ids)
+    validation = "<|endoftext|>".join((text, unseen))
+    validation = validation[len(validation) * 9 // 10 :]
+    assert cut < len(text) + len(unseen)
+    ratio = len(model.tokenizer.encode(validation, allow_special=True)) / len(validation.encode())
+    last = rows(tmp_path)[-1]
+    assert float(last["bits_per_byte"]) == pytest.approx(float(last["validation_loss"]) / math.log(2) * ratio)
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole_one():
+    class Rows(torch.utils.data.Dataset):  # with targets that do not count, a different number in each row
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            row = torch.arange(i, i + 7) % 11
+            return row[:-1], row[1:].masked_fill(torch.arange(6) < i, -1)
+
+    def gradients(accumulation):
+        torch.manual_seed(0)
+        sizes = {"n_layer": 2, "n_head": 3, "n_embd": 21, "vocab_size": 11, "block_size": 6}
+        model = GPT(GPTConfig(**sizes, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
+        config = Trainer.get_default_config()
+        config.device, config.max_iters, config.batch_size, config.accumulation = "cpu", 1, 5, accumulation
+        config.grad_norm_clip = 1e9
+        trainer = Trainer(config, model, Rows())
+        trainer.run()
+        return trainer.loss.item(), [p.grad for p in model.parameters()]
+
+    whole, parts = gradients(1), gradients(3)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+    for a, b in zip(whole[1], parts[1]):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)  # sums in another order
+
+
+def test_fused_attention_in_training_gives_the_logits_of_the_explicit_pattern():
+    torch.manual_seed(0)
+    sizes = {"n_layer": 4, "n_head": 3, "n_embd": 21, "vocab_size": 11, "block_size": 6}
+    model = GPT(GPTConfig(**sizes, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
+    ids = torch.randint(11, (2, 5))
+    torch.testing.assert_close(model.train()(ids)[0], model.eval()(ids)[0], atol=1e-6, rtol=1e-5)
+
+
+def test_two_killed_runs_end_like_an_undisturbed_one(tmp_path):
+    assert len(kill_and_compare(tmp_path, kills=2)) == 2
+
+
+def command(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = [sys.executable, "-m", "mingpt.train", *map(str, arguments)]
+    return subprocess.run(process, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("b", "a"):
+        (tmp_path / "texts" / f"{name}.txt").write_text(f"{name} " + TEXT[:4000])
+    options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 5 --kept 4 --device cpu"
+    arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options.split()]
+    first = command(*arguments)
+    assert first.returncode == 0 and "bits per byte" in first.stdout and "tokens/s" in first.stdout
+    assert "step 5:" in first.stdout and json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
+    before = rows(tmp_path / "run")
+    again = command(*arguments)
+    assert again.returncode == 0 and again.stdout == "" and rows(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.txt"], "is none of shakespeare, austen, and no utf-8 text can be read"),
+        (["empty"], "has no text"),
+        (["latin.txt"], "no utf-8 text"),
+        (["short.txt", "--preset", "shakespeare-char"], "too few for 129"),
+        (["text.txt", "--vocab-size", "200"], "vocab_size must be at least 257"),
+        (["text.txt", "--n-layer", "0"], "n_layer must be above 0"),
+        (["text.txt", "--n-head", "5"], "not a multiple of n_head"),
+        (["text.txt", "--preset", "shakespeare-char", "--output", "text.txt"], "text.txt"),
+        (["text.txt", "--preset", "shakespeare-char", "--output", "other"], "checkpoints of another program"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "other/step-00000001"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert train.main([*arguments, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_folder_with_another_run_is_refused_and_says_what_differs(run):
+    folder, _ = run
+    with pytest.raises(ValueError, match="has a run with learning_rate 0.001, seed 0; give the same"):
+        train.train([TEXT], replace(TINY, learning_rate=2e-3, seed=5), folder, "cpu")
+    with pytest.raises(ValueError, match="has a run with text "):
+        train.train([TEXT + "!"], TINY, folder, "cpu")
+
+
+def test_the_presets_have_the_sizes_in_their_names():
+    sizes = {}
+    for name, preset in train.PRESETS.items():
+        with torch.device("meta"):
+            model = GPT(GPTConfig(**train.chosen(preset, GPTConfig), tie_word_embeddings=True))
+        sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
+    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes["austen-5.6m"] == pytest.approx(5.6, abs=0.1)
+    shapes = {name: (p.n_layer, p.n_head, p.n_embd) for name, p in train.PRESETS.items()}
+    assert shapes["shakespeare-char"] == (4, 4, 128) and shapes["shakespeare-gpu"] == (6, 6, 384)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A server with a plain text and a Gutenberg file, which are the corpora, and an empty cache."""
+    plain, novel = b"To be, or not to be.\n" * 999, (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode()
+    files = {"input.txt": plain, "pg158.txt": novel}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Hub({"texts": files}) as hub:
+        place = f"{hub.url}/texts/resolve/main/"
+        corpora = {
+            "shakespeare": [(place + "input.txt", len(plain), hashlib.sha256(plain).hexdigest())],
+            "austen": [(place + "pg158.txt", len("EMMA\n\n" + "handsome\n" * 99), None)],
+        }
+        monkeypatch.setattr(train, "CORPORA", corpora)
+        yield hub, tmp_path / "cache" / "mingpt"
+
+
+def test_a_corpus_is_downloaded_once_and_comes_without_header_and_licence(shelf):
+    hub, cache = shelf
+    for _ in range(2):
+        assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+        assert train.read_corpus("austen") == ["EMMA\n\n" + "handsome\n" * 99]
+    assert len(hub.requests) == 2
+    assert {path.name for path in cache.rglob("*.*")} == {"input.txt", "pg158.txt"}
+
+
+def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):
+    hub, cache = shelf
+    hub.cut["input.txt"] = [9_000, 5_000]
+    for size in (8_192, 12_288):  # whole pieces of 4,096 bytes
+        with pytest.raises(ValueError, match="did not come whole.*run this again"):
+            train.read_corpus("shakespeare")
+        assert [(path.name, path.stat().st_size) for path in cache.rglob("*.*")] == [("input.part", size)]
+    assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+    assert [start for _, _, start in hub.requests] == ["bytes=0-", "bytes=8192-", "bytes=12288-"]
+
+
+def test_a_download_that_was_killed_before_its_last_step_is_taken_as_it_is(shelf):
+    hub, cache = shelf
+    (cache / "shakespeare").mkdir(parents=True)
+    (cache / "shakespeare" / "input.part").write_bytes(hub.repos["texts"]["input.txt"])
+    assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+
+
+@pytest.mark.parametrize("corpus, file", [("shakespeare", "input.txt"), ("austen", "pg158.txt")])
+def test_what_is_not_the_text_is_refused_and_not_kept(shelf, corpus, file):
+    hub, cache = shelf
+    data = hub.repos["texts"][file]
+    hub.sent[file] = data.replace(b"o", b"0") if corpus == "shakespeare" else b"<html>Try again later</html>"
+    with pytest.raises(ValueError, match="bytes of text, not the .* expected; nothing was kept"):
+        train.read_corpus(corpus)
+    assert not [*cache.rglob("*.*")]
+    hub.sent.clear()
+    train.read_corpus(corpus)
+
+
+def test_without_a_network_the_error_says_what_to_do(shelf, capsys):
+    hub, _ = shelf
+    hub.__exit__()
+    hub.server.server_close()
+    assert train.main(["shakespeare"]) == 2
+    assert "run this again, which goes on from there, or give the text as a file" in capsys.readouterr().err
+    hub.__enter__()
