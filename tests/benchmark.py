@@ -219,6 +219,19 @@ def measure_memory(model):
     return peak_memory() - before
 
 
+def measure_start(folder):
+    """Seconds that the whole script takes on a model folder above importing torch and pyplot; medians of 5 each."""
+    script = Path(__file__).resolve().parent.parent / "interpretability.py"
+    seconds = {"import": [], "script": []}
+    with tempfile.TemporaryDirectory() as empty:
+        arguments = {"import": ["-c", "import torch, matplotlib.pyplot"], "script": [script, "--model", folder]}
+        for way in list(arguments) * 5:
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments[way]], cwd=empty, check=True, stdout=subprocess.DEVNULL)
+            seconds[way].append(time.perf_counter() - start)
+    return statistics.median(seconds["script"]) - statistics.median(seconds["import"])
+
+
 def peak_memory():
     """The most memory that this process has used, in MB, as Linux counts it."""
     status = Path("/proc/self/status").read_text()  # getrusage's figure would take over the parent process's
@@ -313,11 +326,16 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="only the cases with this in their name")
     parser.add_argument("--memory", metavar="FOLDER", help="only the memory of the T=256 sweep on this model")
+    parser.add_argument("--start", metavar="FOLDER", help="only the start-up of the script on this model")
     parser.add_argument("--train", choices=PRESETS, help="only the speed of training, beside transformers'")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.train:
         train_beside_transformers(options.train, options.rounds)
+        return
+    if options.start:
+        above = measure_start(Path(options.start).resolve())
+        print(f"the script takes {above:.2f} s more than its imports, the sweep included")
         return
     if options.memory:
         print(f"{measure_memory(GPT.from_pretrained(options.memory)):.0f} MB above the model at the peak of T=256")

@@ -1,5 +1,6 @@
 """Sweeps against the brute-force loop over the public forward, cell by cell; ablations against single patched runs."""
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from mingpt.bpe import BPETokenizer, Encoder
+from mingpt.interpretability import activation_patching, tails
 from mingpt.interpretability.activation_patching import (
     WITH_HEADS,
     ablate_component,
@@ -192,9 +194,13 @@ def test_activations_are_copies_of_what_the_sites_hold():
     clean, corrupted = pairs(2, 5, [[1], [2]])
     kept = get_activations(model, clean, ["z", "resid_pre"])
     assert set(kept) == {"z", "resid_pre"} and kept["z"][2].shape == (2, 3, 5, 7)
-    before = kept["z"][2].clone()
+    before = get_activations(model, clean, ["z", "resid_pre", "resid_post"])
+    changed = get_activations(model, clean, ["resid_post", "resid_pre"])
+    for tensor in changed["resid_post"].values():
+        tensor.zero_()  # block l's resid_post is block l + 1's resid_pre
+    assert all(changed["resid_pre"][layer].equal(before["resid_pre"][layer]) for layer in range(4))
     get_activations(model, corrupted, ["z"])
-    assert torch.equal(kept["z"][2], before)
+    assert torch.equal(kept["z"][2], before["z"][2])
 
 
 @pytest.mark.parametrize(
@@ -286,7 +292,7 @@ def test_ablations_equal_runs_in_which_the_part_is_replaced(kind, answers, measu
     }
     plain = measure(model, ids, None)
     for component, patches in [*cases.items(), (["layer_1_head_2", (2, "mlp")], [head, mlp])]:
-        found = ablate_component(model, ids, component, kind, answers, reference)
+        found = ablate_component(model, ids, component, kind, answers, None if kind == "zero" else reference)
         assert found == pytest.approx((measure(model, ids, patches) - plain).item(), abs=1e-10)
 
 
@@ -295,6 +301,7 @@ def test_ablations_equal_runs_in_which_the_part_is_replaced(kind, answers, measu
 def test_all_heads_at_once_equal_one_by_one(kind, answers):
     model = make_model()
     ids, reference = pairs(2, 6, [[0, 3], [1, 2]])
+    reference = None if kind == "zero" else reference
     table = ablate_heads(model, ids, kind, answers, reference, max_tokens=40)
     assert table.shape == (4, 3)
     for layer in range(4):
@@ -304,7 +311,21 @@ def test_all_heads_at_once_equal_one_by_one(kind, answers):
 
 
 @pytest.mark.parametrize(
-    "component", ["layer_9", "layer_1_head", "layer_0_head_3", (1, "head"), (1, "foo", 3), (7,), (1, "mlp", 3), "x", ()]
+    "component",
+    [
+        "layer_9",
+        "layer_1_head",
+        "layer_0_head_3",
+        (1, "head"),
+        (1, "foo", 3),
+        (7,),
+        (1, "mlp", 3),
+        "x",
+        (),
+        (3, "head", 2, 9),
+        3,
+        [],
+    ],
 )
 def test_an_unknown_component_is_refused_by_name(component):
     with pytest.raises(ValueError, match="no component .*write layer_3"):
@@ -401,3 +422,91 @@ def test_attribution_patching_is_exact_where_the_model_is_linear_above_the_patch
     result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
     change = (result.logit_diff - result.corrupted[:, None, None]).mean(0)
     assert estimate[3].sub(change[3]).abs().max() < 1e-6 * change[3].abs().max() and change[3].abs().max() > 1e-3
+
+
+def test_components_take_the_numbers_of_other_libraries():
+    model, ids = make_model(), torch.tensor([[1, 2, 3]])
+    same = ablate_component(model, ids, (1, "head", 2))
+    assert ablate_component(model, ids, (torch.tensor(1), "head", numpy.int64(2))) == same
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, ids, other: get_activations(model, ids),
+        lambda model, ids, other: patch_layers(model, ids, other, RIGHT, WRONG),
+        lambda model, ids, other: ablate_component(model, ids, (1, "mlp")),
+        lambda model, ids, other: ablate_heads(model, ids),
+        lambda model, ids, other: path_patching(model, ids, other, None, "logits", RIGHT, WRONG),
+        lambda model, ids, other: attribution_patching(model, ids, other, RIGHT, WRONG),
+    ],
+)
+def test_nan_and_training_mode_are_errors_everywhere(call):
+    model, (ids, other) = make_model(), pairs(1, 5, [[1]])
+    call(model, ids, other)
+    with pytest.raises(ValueError, match="training mode"):
+        call(model.train(), ids, other)
+    model.eval().transformer.h[2].mlp.c_fc.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        call(model, ids, other)
+
+
+def test_answers_that_cannot_be_meant_are_refused():
+    model, (clean, corrupted) = make_model(), pairs(1, 5, [[1]])
+    for answers in ("ab", (1,), (1, 2, 3), 4):
+        with pytest.raises(ValueError, match=r"answers must be two, \(right, wrong\)"):
+            ablate_heads(model, clean, answers=answers)
+    with pytest.raises(ValueError, match="must be two different tokens"):
+        patch_layers(model, clean, corrupted, RIGHT, RIGHT)
+    with pytest.raises(ValueError, match="answer 5.7 is no token"):
+        patch_layers(model, clean, corrupted, 5.7, WRONG)
+    with pytest.raises(ValueError, match="takes nothing from a reference"):
+        ablate_heads(model, clean, reference=corrupted)
+    by_tensor = patch_layers(model, clean, corrupted, torch.tensor(RIGHT), torch.tensor(WRONG))
+    assert by_tensor.logit_diff.equal(patch_layers(model, clean, corrupted, RIGHT, WRONG).logit_diff)
+
+
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("max_tokens", [12, 40, 200])
+def test_no_more_tokens_are_under_way_than_allowed(monkeypatch, max_tokens, B):
+    """Whatever the heads, layers and positions; one run of all inputs is never cut."""
+    model, seen, through = make_model(), [], tails._through_block
+    clean, corrupted = pairs(B, 6, [[1]] * B)
+
+    def watched(block, k, v, some, last_only):
+        seen.append(sum(tail[..., 0].numel() for tail in some.values()))
+        return through(block, k, v, some, last_only)
+
+    monkeypatch.setattr(tails, "_through_block", watched)
+    for site in ("resid_post", "z", "v"):
+        whole = patch_layers(model, clean, corrupted, RIGHT, WRONG, site).logit_diff
+        most, seen[:] = max(seen), []
+        table = patch_layers(model, clean, corrupted, RIGHT, WRONG, site, max_tokens=max_tokens).logit_diff
+        assert max(seen) <= max(max_tokens, 6 * B) and max(seen) <= most
+        assert table.sub(whole).abs().max() < 1e-10  # fp64
+    seen[:] = []
+    ablate_heads(model, clean, max_tokens=max_tokens)
+    assert max(seen) <= max(max_tokens, 6 * B)
+
+
+def test_a_bf16_result_can_be_drawn(tmp_path):
+    model, (clean, corrupted) = make_model(dtype=torch.bfloat16), pairs(1, 5, [[1]])
+    patch_layers(model, clean, corrupted, RIGHT, WRONG).plot(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_ablations_in_bf16_are_near_those_in_fp64():
+    """A difference of two losses that were rounded to bf16 would be 0 or 1/128; they are taken in fp32."""
+    model, (ids, _) = make_model(), pairs(1, 12, [[1]])
+    right = ablate_heads(model, ids)
+    rounded = ablate_heads(make_model(dtype=torch.bfloat16), ids)
+    assert rounded.dtype == torch.float32
+    assert rounded.double().sub(right).abs().max() < 0.1 * right.abs().max()  # bf16 inside the model: some percent
+
+
+def test_the_progress_bar_moves_while_one_portion_is_under_way(monkeypatch):
+    steps = []
+    monkeypatch.setattr(activation_patching.tqdm, "update", lambda bar, n=1: steps.append(n))
+    clean, corrupted = pairs(1, 6, [[1]])
+    patch_layers(make_model(), clean, corrupted, RIGHT, WRONG)
+    assert len(steps) == 4 and sum(steps) == pytest.approx(4 * 5) and steps == sorted(steps)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -333,24 +332,6 @@ def test_bad_input_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="24,000,000 weights are too many"):
         plot_all_heads(big, "x" * 2000, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
-    if not (binary and driver):
-        pytest.skip("there is no chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    flags += f" disable-component-update disable-sync user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for flag in flags.split():
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):

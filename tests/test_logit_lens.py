@@ -3,7 +3,6 @@ TransformerLens's numbers and runs that leave a part out of the last stream."""
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -261,7 +260,7 @@ def test_each_part_is_what_leaving_it_out_of_the_last_stream_takes_away():
 
 @torch.no_grad()
 def test_the_parts_are_transformer_lenss():
-    from make_fixtures import PATH, checkpoint
+    from tests.make_fixtures import PATH, checkpoint
 
     expected = json.loads(PATH.read_text())["logit_attribution"]
     found = logit_attribution(checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"])
@@ -334,24 +333,6 @@ def test_the_grid_has_the_top_tokens_in_its_cells_and_the_quantity_as_colours(qu
     assert found.plot(quantity=quantity).axes[0].get_title() == axes.get_title()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="the page is tested with selenium, which is missing")
-    driver, chromium = Path("/usr/bin/chromedriver"), Path("/usr/bin/chromium")
-    if not (driver.exists() and chromium.exists()):
-        pytest.skip("the page is tested in Chromium, which is missing")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(chromium)
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,800"]:
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(driver)))
-    yield driver
-    driver.quit()
-
-
 def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp_path):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
@@ -383,3 +364,13 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
     browser.find_element(By.CSS_SELECTOR, "option[value=probability]").click()
     assert cells[0].value_of_css_property("background-color") != old
     assert browser.title == "Logit lens" and browser.get_log("browser") == []
+
+
+def test_the_parts_of_a_logit_are_drawn_with_every_head_and_mlp(tmp_path):
+    model = make_model()
+    parts = logit_attribution(model, torch.tensor([[1, 2, 3]]), 4)
+    axes = parts.plot(tmp_path / "parts.svg").axes[0]
+    shown = torch.as_tensor(axes.images[0].get_array())
+    assert shown.shape == (model.config.n_layer, model.config.n_head + 1)
+    assert shown[1, 0] == parts["heads"][1, 0].item() and shown[1, -1] == parts["mlps"][1].item()
+    assert (tmp_path / "parts.svg").exists()

@@ -2,7 +2,6 @@
 
 import gc
 import re
-import shutil
 
 import pytest
 import torch
@@ -353,24 +352,6 @@ def test_weights_that_give_no_numbers_are_refused():
 
 
 # The page
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium to drive a browser")
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not (chromium and driver):
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = "disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
-    for flag in f"headless no-sandbox disable-gpu window-size=1200,900 {quiet}".split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
 
 
 def test_the_page_shows_the_tokens_and_answers_mouse_and_keys(browser, tmp_path):

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair, tokens
-from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site
+from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site, plain
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"  # it goes forward by parts of a patch
 
 
 @torch.no_grad()
@@ -31,6 +32,7 @@ def get_activations(model, inputs, sites=("resid_post",)):
 @torch.no_grad()
 def patch_activation(model, inputs, layer, position, activation, site="resid_post", head=None):
     """Last-token logits (B,V) of one run with one patch; see mingpt.model.Patch. One pass."""
+    check_mode(model)
     model(encode(model, inputs), patch_params=Patch(layer, position, activation, site, head))
     return model.last_token_logits
 
@@ -144,7 +146,11 @@ class PatchingResult:
 
     @torch.no_grad()
     def _all(self, name, measure):
-        return torch.stack([measure(vectors, b) for b, vectors in enumerate(self.vectors[name])])
+        values = []
+        for b, vectors in enumerate(self.vectors[name]):  # (cells,C), or (C,)
+            some = vectors.reshape(-1, vectors.size(-1)).split(512)  # a measure may take the whole output matrix
+            values.append(torch.cat([measure(part, b) for part in some]).view(vectors.shape[:-1]))
+        return torch.stack(values)
 
     def _read(self, name, measure):
         return self._squeeze(self._all(name, measure))
@@ -171,7 +177,7 @@ def patch_layers(
     target_token, corrupted_token: the clean and the corrupted answer, each an id, a text that is one token, or a list
     of B; without a corrupted_token it is the differing token of the corrupted input.
     direction: "denoise" puts clean activations into the corrupted run, "noise" corrupted ones into the clean run.
-    max_tokens: how many tokens may be under way at once, which bounds the memory (about 60 C bytes for each in fp32).
+    max_tokens: how many tokens may be under way at once, which bounds the memory (about 60 C + 8 H T bytes for each).
     -> PatchingResult. Cost: 2 passes and the tails of the patched runs. Equals one patched pass per cell, to rounding.
     """
     check_site(site)
@@ -183,6 +189,8 @@ def patch_layers(
         answer_ids(model, target_token, clean, corrupted, "clean"),
         answer_ids(model, corrupted_token, corrupted, clean, "corrupted"),
     ]
+    if (answers[0] == answers[1]).any():
+        raise ValueError(f"both answers are {tokens(model, answers[0][:1])[0]!r}; they must be two different tokens")
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
     sites = tails.needed(site)
     both = tails.record(model, torch.cat((source, target)), {site, *sites})  # one pass reads the weights once
@@ -209,7 +217,7 @@ def _patched_ends(model, base, new, site, differs, each_position, max_tokens):
     def join(layer, positions):
         return tails.patched_tails(model, base, new, site, layer, positions, each_position)
 
-    with tqdm(total=L * len(positions), desc="patching", unit="patch", disable=None) as bar:
+    with tqdm(total=L * len(positions), desc="patching", bar_format=BAR, disable=None) as bar:
         runs = model.config.n_head if site in WITH_HEADS else 1
         ends = tails.finish(model, base, join, layers, positions, runs, max_tokens, bar=bar)
     ends = torch.stack([torch.cat([ends[layer, p] for p in positions], 2) for layer in layers], 1)  # (B,L,R,P,C)
@@ -231,8 +239,7 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     clean_answer = answer_ids(model, target_token, clean, corrupted, "clean")
     corrupted_answer = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
-    model(clean, store_activations=True)
-    clean_stream = model.layer_activations  # {layer: (1,T,C)}
+    clean_stream = get_activations(model, clean)["resid_post"]  # {layer: (1,T,C)}
     L, T = len(clean_stream), clean.size(1)
     differences = []
     for layer, position in tqdm([(l, p) for l in range(L) for p in range(T)], unit="patch", disable=None):
@@ -270,6 +277,8 @@ def path_patching(
     right = answer_ids(model, target_token, clean, corrupted, "clean")
     wrong = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
     receivers = _receivers(model, receiver)
+    if sender is not None and len(sender) != 2:
+        raise ValueError(f"sender must be (layer, head) or None, got {sender!r}")
     senders = [_parts(model, (sender[0], "head", sender[1]))[0][::2]] if sender else None
     base = tails.record(model, clean, ("resid_pre", "resid_mid", "resid_post", "mlp_out", "z"))
     z = tails.record(model, corrupted, ("z",))["z"]
@@ -284,7 +293,7 @@ def path_patching(
         some = senders[start : start + at_once]
         patches, change = _received(model, base, z, some, receivers, freeze_mlps)
         ids = clean.expand(len(some), B, T).reshape(-1, T)  # runs side by side, each with all pairs
-        end = model.stream(ids, patches)[:, -1].view(len(some), B, -1) + change[:, :, -1]
+        end = tails.run(model, ids, patches)[:, -1].view(len(some), B, -1) + change[:, :, -1]
         effect[tuple(zip(*some))] = measure(end.transpose(0, 1)[:, :, None]) - unpatched
     return effect[senders[0]].item() if sender else effect
 
@@ -292,7 +301,7 @@ def path_patching(
 def _receivers(model, receiver):
     """[(layer, site, head)]: where receivers are put into a run; the logits as layer L."""
     found = []
-    for each in receiver if isinstance(receiver, list) else [receiver]:
+    for each in receiver if isinstance(receiver, list) and receiver else [receiver]:
         pieces = tuple(each) if isinstance(each, (tuple, list)) else ()
         if each == "logits":
             found.append((model.config.n_layer, "logits", None))
@@ -357,10 +366,13 @@ def attribution_patching(
         gradients = dict(zip(kept, torch.autograd.grad(difference, list(kept.values()))))
     estimates = {}
     for site in sites:
-        cells = [
-            ((new[site][l] - kept[site, l]) * gradients[site, l]).nan_to_num() for l in range(model.config.n_layer)
-        ]
-        estimates[site] = torch.stack([cell.detach().sum((0, -1)) for cell in cells])  # the future's -inf - -inf is 0
+        cells = []
+        for layer in range(model.config.n_layer):
+            change = (
+                new[site][layer] - kept[site, layer].detach()
+            ).nan_to_num()  # -inf - -inf, in scores of the future
+            cells.append((change * gradients[site, layer]).sum((0, -1)))
+        estimates[site] = torch.stack(cells)
     return estimates
 
 
@@ -378,12 +390,12 @@ def ablate_component(model, inputs, component, kind="zero", answers=None, refere
     Cost: 2 passes, and 1 over the reference.
     """
     ids = encode(model, inputs)
-    components = component if isinstance(component, list) else [component]
+    components = component if isinstance(component, list) and component else [component]
     parts = [part for each in components for part in _parts(model, each)]
     value = _replacements(model, ids, kind, reference, {PARTS[name] for _, name, _ in parts})
     patches = [_ablation(layer, name, index, value(PARTS[name], layer, index)) for layer, name, index in parts]
     measure = _measure(model, ids, answers)
-    ablated, intact = model.stream(ids, patches), model.stream(ids)
+    ablated, intact = tails.run(model, ids, patches), tails.run(model, ids)
     return (measure(ablated[:, None]) - measure(intact[:, None])).item()
 
 
@@ -403,7 +415,7 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
     def join(layer, positions):
         return tails.patched_tails(model, base, new, "z", layer, positions, each_position=False)
 
-    with tqdm(total=L, desc="ablating", unit="layer", disable=None) as bar:
+    with tqdm(total=L, desc="ablating", bar_format=BAR, disable=None) as bar:
         ablated = tails.finish(model, base, join, list(range(L)), [0], H, max_tokens, answers is None, measure, bar)
     return torch.stack([ablated[layer, 0] for layer in range(L)]) - measure(base["resid_post"][L - 1][:, None])
 
@@ -414,16 +426,16 @@ PARTS = {"head": "z", "attention": "attn_out", "mlp": "mlp_out", "neuron": "mlp_
 def _parts(model, component):
     """[(layer, part, index)] of a component as ablate_component takes it; ValueError if there is none such."""
     known = "write layer_3, layer_3_mlp, layer_3_head_5, layer_3_neuron_17 or (3,), (3, 'mlp'), (3, 'head', 5) ..."
-    pieces = component
+    pieces = [plain(piece) for piece in component] if isinstance(component, tuple) else []
     if isinstance(component, str):
         found = re.fullmatch(r"layer_(\d+)(?:_(mlp)|_(head|neuron)_(\d+))?", component)
-        pieces = [int(piece) if piece.isdigit() else piece for piece in found.groups() if piece] if found else [None]
+        pieces = [int(piece) if piece.isdigit() else piece for piece in found.groups() if piece] if found else []
     sizes = {"head": model.config.n_head, "neuron": model.config.n_inner, "mlp": None, "layer": None}
     layer, part, index = (*pieces, *(["layer"] * (len(pieces) == 1)), None, None, None)[:3]
-    if part not in sizes or (index is None) != (sizes[part] is None):
+    if len(pieces) > 3 or part not in sizes or (index is None) != (sizes[part] is None):
         raise ValueError(f"no component {component!r}; {known}")
     for name, number, size in (("layer", layer, model.config.n_layer), (part, index, sizes[part])):
-        if size is not None and not (isinstance(number, int) and 0 <= number < size):
+        if size is not None and not (type(number) is int and 0 <= number < size):
             raise ValueError(f"no component {component!r}: {name} must be 0 to {size - 1}; {known}")
     return [(layer, "attention", None), (layer, "mlp", None)] if part == "layer" else [(layer, part, index)]
 
@@ -444,6 +456,8 @@ def _replacements(model, ids, kind, reference, sites):
     """f(site, layer, index): what an ablated part is replaced by, a tensor that broadcasts to it."""
     if kind not in ("zero", "mean", "resample"):
         raise ValueError(f'kind must be "zero", "mean" or "resample", got {kind!r}')
+    if kind == "zero" and reference is not None:
+        raise ValueError('kind "zero" takes nothing from a reference; give "mean" or "resample", or no reference')
     if kind == "zero":
         return lambda site, layer, index: model.lm_head.weight.new_zeros(())
     if reference is None:
@@ -466,16 +480,19 @@ def _replacements(model, ids, kind, reference, sites):
 
 def _measure(model, ids, answers):
     """f(final residual streams (B,R,n,C)): each run's mean next-token loss, or its logit difference: (R,)."""
+    wide = torch.promote_types(model.lm_head.weight.dtype, torch.float32)  # differences in bf16 would keep 2 digits
     if answers is not None:
+        if not isinstance(answers, (tuple, list)) or len(answers) != 2:
+            raise ValueError(f"answers must be two, (right, wrong), got {answers!r}")
         right, wrong = (answer_ids(model, answer, ids, ids, name) for answer, name in zip(answers, ("right", "wrong")))
-        rows = model.lm_head.weight[right] - model.lm_head.weight[wrong]  # (B,C)
-        return lambda streams: (model.transformer.ln_f(streams[:, :, -1]) * rows[:, None]).sum(-1).mean(0)
+        rows = model.lm_head.weight[right].to(wide) - model.lm_head.weight[wrong].to(wide)  # (B,C)
+        return lambda streams: (model.transformer.ln_f(streams[:, :, -1]).to(wide) * rows[:, None]).sum(-1).mean(0)
     B, T = ids.shape
     if T < 2:
         raise ValueError("one token has no next one to be wrong about; give longer inputs, or answers")
 
     def losses(streams):  # (B,r,T,C)
-        logits = model.lm_head(model.transformer.ln_f(streams[:, :, :-1]))  # (B,r,T-1,V)
+        logits = model.lm_head(model.transformer.ln_f(streams[:, :, :-1])).to(wide)  # (B,r,T-1,V)
         targets = ids[:, None, 1:, None].expand(-1, streams.size(1), -1, -1)  # (B,r,T-1,1)
         return (logits.logsumexp(-1) - logits.gather(-1, targets)[..., 0]).mean((0, 2))
 

@@ -9,24 +9,20 @@ import torch
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import check_mode, encode, tokens
+from mingpt.interpretability.inputs import encode, tokens
 
 KINDS = "previous_token duplicate_token induction first_token current_token positional delimiter".split()
 THRESHOLDS = dict.fromkeys(KINDS, 0.4) | {"positional": 0.85}  # the score from which a head is named
-DELIMITERS = {")": "(", "]": "[", "}": "{", "”": "“", "»": "«", '"': '"'}  # closing: opening
+DELIMITERS = {")": "(", "]": "[", "}": "{", '"': '"'}  # closing: opening; curly quotes are bytes, not tokens
 
 
 @torch.no_grad()
 def extract_attention(model, text):
     """pattern (L,H,T,T), probabilities; rows are queries and sum to 1. text: one text, or ids (1,T). Cost: 1 pass."""
-    check_mode(model)
     ids = encode(model, text)
     if len(ids) != 1:
         raise ValueError(f"attention is read from one text at a time, got {len(ids)}")
-    pattern = torch.cat(list(tails.record(model, ids, ["pattern"])["pattern"].values()))  # L x (1,H,T,T) -> (L,H,T,T)
-    if pattern.isnan().any():
-        raise ValueError("the attention has weights that are NaN; check the model's weights and dtype")
-    return pattern
+    return torch.cat(list(tails.record(model, ids, ["pattern"])["pattern"].values()))  # L x (1,H,T,T) -> (L,H,T,T)
 
 
 def plot_attention_head(model, text, layer, head, save_path=None):
@@ -91,7 +87,7 @@ def compute_attention_stats(model, text):
     current_token, previous_token; largest: the largest weight of all. The last two leave the first query out.
     """
     pattern = extract_attention(model, text)  # (L,H,T,T)
-    T = pattern.size(-1)
+    pattern, T = pattern.to(torch.promote_types(pattern.dtype, torch.float32)), pattern.size(-1)
     return {
         "entropy": torch.special.entr(pattern).sum(-1).mean(-1),
         "distance": (T - 1) / 2 - (pattern @ torch.arange(T).to(pattern)).mean(-1),  # mean query - mean key
@@ -128,11 +124,13 @@ def find_attention_patterns(
     scores = {kind: [] for kind in KINDS}
     for ids in (row for text in texts for row in encode(model, text).split(1)):  # (1,T)
         T = ids.size(1)
+        if T < 2:
+            raise ValueError("one token can only look at itself; give texts of two or more")
         counted = torch.ones(T, T, device=ids.device).tril(-1 if exclude_current_token else 0)
         counted[:, 0] *= not exclude_bos
         shuffled = ids[:, torch.randperm(T, generator=generator)]
         pattern, other = (extract_attention(model, each) * counted for each in (ids, shuffled))  # (L,H,T,T) each
-        scores["positional"].append(1 - (pattern - other).abs().sum((-2, -1)) / (2 * max(T - 1, 1)))
+        scores["positional"].append(1 - (pattern - other).abs().sum((-2, -1)) / (2 * (T - 1)))
         for kind, expected in _expected(ids[0], () if random else tokens(model, ids[0])).items():
             if kind != "delimiter" or expected.any():
                 by = "mean" if kind == "delimiter" else measure or ("mean" if random else "mul")

@@ -64,7 +64,9 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
     inches = min(max(6.4, 0.62 * width + 2.6), 60), min(max(4.4, 0.34 * height + 2.6), 60)  # a picture must stay a file
     figure = Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values.numpy(), cmap="RdBu_r", norm=CenteredNorm(0), aspect="auto", origin="lower")
+    image = axes.imshow(
+        values.cpu().double().numpy(), cmap="RdBu_r", norm=CenteredNorm(0), aspect="auto", origin="lower"
+    )
     for axis, labels, most in ((axes.xaxis, columns, 95), (axes.yaxis, rows or [*range(height)], 170)):
         every = -(-len(labels) // most)  # where there are too many to read, every second, third ... is named
         axis.set_ticks(range(0, len(labels), every), labels[::every])

@@ -2,6 +2,8 @@
 
 import torch
 
+from mingpt.model import plain
+
 
 def encode(model, inputs, name="input"):
     """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids (B,T)."""
@@ -15,7 +17,9 @@ def encode(model, inputs, name="input"):
         rows = [model.tokenizer.encode(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
         if len({len(row) for row in rows}) != 1:
             raise ValueError(f"the texts must have equally many tokens, got {[len(row) for row in rows]}")
-        ids = torch.tensor(rows, dtype=torch.long)
+        ids = torch.tensor(rows, dtype=torch.long).view(len(rows), -1)
+    if not len(ids):
+        raise ValueError(f"the {name} is empty; give at least one text")
     if not 0 < ids.size(1) <= model.block_size:
         raise ValueError(f"the {name} text has {ids.size(1)} tokens; this model takes 1 to {model.block_size}")
     return ids.to(model.lm_head.weight.device)
@@ -26,6 +30,8 @@ def tokens(model, ids):
     if model.tokenizer is None:
         return [str(i) for i in ids.tolist()]
     known = model.tokenizer.encoder.tokens  # the output matrix may have more rows
+    if all(i in known for i in ids.tolist()):
+        return model.tokenizer.tokens(ids)
     return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids.tolist()]
 
 
@@ -65,7 +71,8 @@ def answer_ids(model, answer, ids, other_ids, name):
             where = differ.any(0).nonzero()[:, 0].tolist()
             raise ValueError(f"the texts differ at positions {where}, not at one; name the {name} answer")
         return ids[differ]
-    answers = list(answer) if isinstance(answer, (list, tuple, torch.Tensor)) else [answer] * len(ids)
+    several = isinstance(answer, (list, tuple)) or (isinstance(answer, torch.Tensor) and answer.ndim)
+    answers = list(answer) if several else [answer] * len(ids)
     if len(answers) != len(ids):
         raise ValueError(f"give one {name} answer, or one for each of the {len(ids)} inputs; got {len(answers)}")
     return torch.tensor([_answer_id(model, each, name) for each in answers], device=ids.device)
@@ -73,9 +80,9 @@ def answer_ids(model, answer, ids, other_ids, name):
 
 def _answer_id(model, answer, name):
     if not isinstance(answer, str):
-        if not 0 <= int(answer) < model.config.vocab_size:
+        if type(plain(answer)) is not int or not 0 <= plain(answer) < model.config.vocab_size:
             raise ValueError(f"the {name} answer {answer} is no token; the ids are 0 to {model.config.vocab_size - 1}")
-        return int(answer)
+        return plain(answer)
     tokens = encode(model, answer)[0].tolist()
     if len(tokens) == 1:
         return tokens[0]

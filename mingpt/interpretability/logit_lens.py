@@ -135,9 +135,21 @@ def compare_predictions(model, texts, site="resid_post", position=-1):
     return {"layer": apart, "table": table, "predictions": found}
 
 
+class LogitParts(dict):
+    """{part: what it adds directly}, as logit_attribution gives it."""
+
+    def plot(self, path=None):
+        """The matplotlib Figure of every head and MLP, layers up; written to path (.png, .svg, .pdf) if given."""
+        values = torch.cat((self["heads"], self["mlps"][:, None]), 1)  # (L,H+1)
+        columns = [*(f"head {head}" for head in range(values.size(1) - 1)), "MLP"]
+        figure = figures.draw_heatmap(values, columns, "what each part adds directly at the last position", "logits")
+        figure.axes[0].set_xlabel("part of the layer")
+        return figures.shown(figure, path)
+
+
 @torch.no_grad()
 def logit_attribution(model, text, answer, other=None, neurons=None):
-    """{part: what it adds directly} to logit(answer), or logit(answer) - logit(other), at the last position, in logits.
+    """LogitParts: what each part adds directly to logit(answer) [- logit(other)] at the last position, in logits.
 
     "heads" (L,H), with their value biases; "mlps", "attention_biases" and "mlp_biases", those of the c_proj (L,);
     "embedding", "position"; "final_bias", of the final layer norm, which keeps this run's scale and so is linear. They
@@ -167,7 +179,7 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     }
     if neurons is not None:
         parts["mlps"][neurons], parts["neurons"] = 0, mlp_post[neurons] * (reads @ gpt.h[neurons].mlp.c_proj.weight)
-    return parts
+    return LogitParts(parts)
 
 
 def _run(model, text, *sites):

@@ -106,8 +106,8 @@ def important_neurons(model, text, answer, other=None, k=10):
     """
     check_mode(model)
     ids = encode(model, text)
-    if len(ids) != 1:
-        raise ValueError(f"give one text, or ids (1, T); got {len(ids)}")
+    if len(ids) != 1 or k < 1:
+        raise ValueError(f"give one text, or ids (1, T), and k of at least 1; got {len(ids)} and {k}")
     answers = torch.cat([answer_ids(model, x, ids, ids, "given") for x in [answer] + [other] * (other is not None)])
     unembedding = model.lm_head.weight[answers[0]] - model.lm_head.weight[answers[1:]].sum(0)  # (C,)
     kept, ln_f, blocks = tails.record(model, ids, ["mlp_post"]), model.transformer.ln_f, model.transformer.h
@@ -118,7 +118,7 @@ def important_neurons(model, text, answer, other=None, k=10):
     top = (acts * weights).abs().flatten().topk(min(k, acts.numel())).indices
     layers, at = (top // acts.size(1)).tolist(), top % acts.size(1)
     zeroed = [Patch(l, None, lambda x, n=n: x.index_fill(-1, n, 0), "mlp_post") for l, n in zip(layers, at)]
-    ablated = torch.stack([model.stream(ids, [patch])[0, -1] for patch in zeroed])  # (k,C)
+    ablated = torch.stack([tails.run(model, ids, [patch])[0, -1] for patch in zeroed])  # (k,C)
     direct, ablation = (acts * weights).flatten()[top], (ln_f(end) - ln_f(ablated)) @ unembedding  # (k,)
     disagree = (direct - ablation).abs() > torch.maximum(direct.abs(), ablation.abs()) / 2
     return ImportantNeurons([*zip(layers, at.tolist())], acts.flatten()[top], direct, ablation, disagree)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from mingpt.interpretability.inputs import check_mode
 from mingpt.model import ATTENTION_SITES, HEAD_SITES, Patch, as_store
 
 
@@ -26,10 +27,19 @@ def as_base(recorded):
     return recorded | {"resid_post": {-1: recorded["resid_pre"][0], **recorded["resid_post"]}}
 
 
+def run(model, ids, patches=(), stored=None):
+    """model.stream, (B,T,C), checked: ValueError in training mode, and where what comes out is not finite."""
+    check_mode(model)
+    x = model.stream(ids, patches, stored)
+    if not model.transformer.ln_f(x[:, -1]).isfinite().all():
+        raise ValueError("the runs give values that are NaN or infinite; check the weights and the dtype")
+    return x
+
+
 def record(model, ids, sites):
     """{site: {layer: tensor}} of one run, copies; without the output matrix. The model itself keeps nothing of it."""
     stored = as_store(sites)
-    model.stream(ids, stored=stored)
+    run(model, ids, stored=stored)
     return stored
 
 
@@ -42,7 +52,7 @@ def record_with_gradient(model, ids, sites, patches=()):
         return x
 
     layers = range(model.config.n_layer)
-    return model.stream(ids, [*patches, *(Patch(l, None, partial(keep, s, l), s) for l in layers for s in sites)]), kept
+    return run(model, ids, [*patches, *(Patch(l, None, partial(keep, s, l), s) for l in layers for s in sites)]), kept
 
 
 def finish(model, base, join, layers, positions, R, max_tokens=4096, every_token=False, read=lambda end: end, bar=None):
@@ -52,17 +62,22 @@ def finish(model, base, join, layers, positions, R, max_tokens=4096, every_token
     join(layer, positions) -> {position: (B,R,T-p,C)}: the residual stream after block `layer`, from the position on,
     of the R runs that are patched there; layer -1 stands for the stream before the first block.
     every_token: end is (B,R,T-p,C), at all tokens of the tails, instead of the last token alone.
-    max_tokens bounds the tokens under way at once, and so the memory; a single run is never cut.
+    max_tokens bounds the tokens under way at once, and so the memory; one run of all B inputs is never cut.
     """
     B, T, _ = base["resid_post"][0].shape
     ends = {}
     for some_layers, some_positions in _portions(layers, positions, T, B * R, max_tokens):
-        tails = _climb(model, base, join, some_layers, some_positions, every_token)
-        for position, tail in tails.items():
-            for layer, end in zip(some_layers, tail.chunk(len(some_layers), dim=1)):
-                ends[layer, position] = read(end)
-        if bar is not None:
-            bar.update(len(some_layers) * len(some_positions))
+        tokens = sum(T - position for position in some_positions) * B * len(some_layers)  # of one of the R runs
+        at_once = max(1, max_tokens // tokens)
+        pieces = []
+        for start in range(0, R, at_once):
+            runs = slice(start, start + at_once)
+            share = len(some_layers) * len(some_positions) * len(range(R)[runs]) / R
+            pieces.append(_climb(model, base, join, some_layers, some_positions, runs, every_token, bar, share))
+        for position in some_positions:
+            ways = [tails[position].chunk(len(some_layers), dim=1) for tails in pieces]
+            for layer, *end in zip(some_layers, *ways):
+                ends[layer, position] = read(torch.cat(end, 1))
     return ends
 
 
@@ -84,17 +99,23 @@ def _portions(layers, positions, T, runs, max_tokens):
         yield layers, portion
 
 
-def _climb(model, base, join, layers, positions, every_token):
-    """{position: (B,R*len(layers),n,C)}: the runs of these layers, in order, after the last block."""
+def _climb(model, base, join, layers, positions, runs, every_token, bar, share):
+    """{position: (B,R*len(layers),n,C)}: these of the runs of these layers, in order, after the last block.
+
+    The bar goes forward by share, after each block by the part of the work that is done.
+    """
     tails, top = {}, len(model.transformer.h) - 1
+    steps = top + 1 - layers[0]
     for layer in range(layers[0], top + 1):
         last_only = layer == top and not every_token
         if tails:
             tails = _through_block(model.transformer.h[layer], base["k"][layer], base["v"][layer], tails, last_only)
         if layer in layers:
             for position, tail in join(layer, positions).items():
-                tail = tail[:, :, -1:] if last_only else tail
+                tail = tail[:, runs, -1:] if last_only else tail[:, runs]
                 tails[position] = torch.cat((tails[position], tail), 1) if position in tails else tail
+        if bar is not None:
+            bar.update(share * 2 * (layer - layers[0] + 1) / (steps * (steps + 1)))
     return tails
 
 

@@ -1,0 +1,307 @@
+"""Induction heads: scores and ablations against plain forwards, a model whose heads are known, and the command line."""
+
+import csv
+
+import pytest
+import torch
+
+from mingpt import pretrained
+from mingpt.bpe import BPETokenizer, Encoder
+from mingpt.interpretability import induction
+from mingpt.interpretability.induction import (
+    draw_prompts,
+    induction_curve,
+    mean_error,
+    name_candidates,
+    plot_curve,
+    plot_study,
+    study_induction,
+)
+from mingpt.model import GPT, GPTConfig, Patch
+from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
+
+L, H, N, B = 4, 3, 5, 4  # n is the length of a base, so T = 20
+TEXT = "It rained all week. " * 3
+
+
+def random_model(vocab_size=11, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT(GPTConfig(n_layer=L, n_head=H, n_embd=21, vocab_size=vocab_size, block_size=4 * N + 1)).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)  # so that heads look at something and matter
+    return model
+
+
+def byte_model(seed=0):
+    model = random_model(257, seed)
+    model.tokenizer = BPETokenizer(Encoder([]))
+    return model
+
+
+@pytest.fixture(scope="module")
+def handmade():
+    model = induction_model()
+    return model, study_induction(model, draw_prompts(model))
+
+
+def test_a_repeat_is_its_base_four_times_and_a_control_shares_only_the_first():
+    repeat, control = draw_prompts(random_model(), N, B)
+    assert repeat.shape == control.shape == (B, 4 * N)
+    pieces = repeat.view(B, 4, N)
+    assert (pieces == pieces[:, :1]).all() and torch.equal(control[:, :N], repeat[:, :N])
+    assert all(len(set(piece.tolist())) == N for piece in control.view(-1, N))
+    assert len({tuple(piece.tolist()) for piece in control.view(-1, N)}) == 4 * B
+
+
+def test_bases_are_uniform_over_the_vocabulary():
+    counts = draw_prompts(random_model(), N, 1000)[1].flatten().bincount(minlength=11)
+    assert (counts - 20_000 / 11).abs().max() < 5 * (20_000 / 11) ** 0.5  # standard deviations
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
+    model, before = random_model(), torch.get_rng_state()
+    draws = [draw_prompts(model, N, B, seed) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_with_a_text_everything_is_a_piece_of_it():
+    model = byte_model()
+    text = "".join(chr(i) for i in range(33, 127))  # each byte once: a piece of it counts up
+    repeat, control, texts = draw_prompts(model, N, B, text=text)
+    assert (texts.diff() == 1).all() and (control.view(B, 4, N).diff() == 1).all()
+    assert torch.equal(repeat, control[:, :N].repeat(1, 4)) and len(texts[:, 0].unique()) > 1
+    assert draw_prompts(model, N, 1000, text=text)[2].max() == 93  # the last place is drawn too
+
+
+def test_lengths_texts_kinds_and_modes_that_do_not_fit_are_refused():
+    model = random_model()
+    for length, bases in ((1, B), (6, B), (N, 1)):
+        with pytest.raises(ValueError, match="2 bases or more, of 2 to 5 tokens"):
+            draw_prompts(model, length, bases)
+    for other, text in ((model, TEXT), (byte_model(), "short")):
+        with pytest.raises(ValueError, match="needs 20; give a longer one"):
+            draw_prompts(other, N, B, text=text)
+    with pytest.raises(ValueError, match='kinds must be of "zero" and "mean"'):
+        study_induction(model, draw_prompts(model, N, B), ("resample",))
+    with pytest.raises(ValueError, match="training mode"):
+        study_induction(model.train(), draw_prompts(model, N, B))
+
+
+def run(model, ids, patches=None):
+    """(A (B,L,H) query by query, losses (B,T-1)) of the public forward."""
+    logits, _ = model(ids, store_activations=["pattern"], patch_params=patches)
+    stripe = torch.zeros(len(ids), L, H)
+    for layer, pattern in model.activations["pattern"].items():
+        for query in range(N, 4 * N):
+            stripe[:, layer] += pattern[:, :, query, query - N + 1] / (3 * N)
+    return stripe, -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+@pytest.mark.parametrize("text", [None, TEXT])
+def test_all_values_are_those_of_plain_forwards(text):
+    model = byte_model() if text else random_model()
+    prompts = draw_prompts(model, N, 60, text=text)  # more than fit in one go
+    values = study_induction(model, prompts)
+
+    def scores(patches=None):
+        (r, loss_r), (c, loss_c), *texts = [run(model, ids, patches) for ids in prompts]
+        learned = texts[0][1] if text else loss_r
+        icl = learned[:, [17, 18]].mean(1) - learned[:, [2, 3]].mean(1)  # the losses on tokens 18, 19 and 3, 4 of 20
+        return r, c, loss_r[:, N:].mean(1), loss_c[:, N:].mean(1), icl, texts
+
+    r, c, loss_r, loss_c, icl, texts = scores()
+    expected = {"A(r)": r, "A(c)": c, "A(r)-A(c)": r - c, "loss(r)": loss_r, "loss(c)": loss_c, "ICL": icl}
+    delta = (r - c).mean(0).max()
+    with torch.no_grad():
+        for kind in ("zero", "mean"):
+            model(prompts[1], store_activations=["z"])
+            means = {layer: z.mean((0, 2)) for layer, z in model.activations["z"].items()}  # (H,D)
+            for layer, head in ((0, 1), (2, 2), (3, 0)):
+                new = means[layer][head] if kind == "mean" else torch.zeros(7)
+                r2, c2, loss_r2, _, icl2, _ = scores(Patch(layer, None, new, "z", head))
+                others = [(r2 - c2).mean(0)[l, h] for l in range(L) for h in range(H) if (l, h) != (layer, head)]
+                change = values[f"change of Delta, {kind}"][:, layer, head].mean()
+                assert change.item() == pytest.approx((max(others) - delta).item(), abs=1e-6)
+                torch.testing.assert_close(
+                    values[f"change of loss(r), {kind}"][:, layer, head], loss_r2 - loss_r, **close
+                )
+                share = 1 - icl2.mean() / icl.mean()
+                found = values[f"ICL share lost, {kind}"][:, layer, head].mean()
+                assert found.item() == pytest.approx(share.item(), abs=1e-5 / abs(icl.mean().item()))
+    if text:
+        expected["loss(text)"] = texts[0][1][:, N:].mean(1)
+    for name, value in expected.items():
+        torch.testing.assert_close(values[name], value.detach(), **close)
+    assert values["Delta"].mean().item() == pytest.approx(delta.item(), abs=1e-6)
+    plain = {"Delta", *expected}
+    assert values.keys() == plain | {f"{name}, {kind}" for kind in ("zero", "mean") for name in CHANGES}
+
+
+close = {"atol": 2e-5, "rtol": 0}  # fp32 sums of about 20 terms of size 1, in another order
+CHANGES = ("change of Delta", "change of loss(r)", "ICL share lost")
+
+
+def test_the_loss_on_the_repeats_is_that_of_forward_with_targets():
+    model = random_model()
+    prompts = draw_prompts(model, N, B)
+    ids, targets = prompts[0, :, :-1], prompts[0, :, 1:].clone()
+    targets[:, :N] = -1  # up to the first of the second base, which nothing foretells
+    found = study_induction(model, prompts, ())["loss(r)"].mean()
+    torch.testing.assert_close(found, model(ids, targets)[1].detach(), **close)
+
+
+def test_it_leaves_model_and_prompts_as_they_were():
+    model = random_model()
+    prompts = draw_prompts(model, N, B)
+    model(prompts[0], store_activations=True)
+    kept, logits, before = dict(model.layer_activations), model.last_token_logits, prompts.clone()
+    with torch.enable_grad():
+        study_induction(model, prompts)
+        assert torch.is_grad_enabled()
+    assert model.layer_activations == kept and model.last_token_logits is logits and torch.equal(prompts, before)
+
+
+def test_mean_and_standard_error():
+    mean, error = mean_error(torch.tensor([[1.0, 0], [2, 0], [6, 0]]))
+    assert mean.tolist() == [3, 0]
+    assert error.tolist() == pytest.approx([((4 + 1 + 9) / 2 / 3) ** 0.5, 0])
+
+
+def test_the_induction_head_of_the_handmade_model_is_found(handmade):
+    _, values = handmade
+    difference = values["A(r)-A(c)"].mean(0)
+    assert divmod(difference.argmax().item(), 4) == INDUCTION_HEAD and difference.max() > 0.9
+    assert difference.flatten().sort().values[-2].abs() < 1e-6  # all others look the same way whatever the tokens are
+    assert values["ICL"].mean() < -5
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_ablating_either_head_of_the_handmade_circuit_breaks_it_and_no_other(handmade, kind):
+    _, values = handmade
+    delta, loss, share = (values[f"{name}, {kind}"].mean(0) for name in CHANGES)
+    circuit = (PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD)
+    for layer in range(2):
+        for head in range(4):
+            if (layer, head) in circuit:
+                assert values["Delta"].mean() + delta[layer, head] < 0.01
+                assert loss[layer, head] > 2 and share[layer, head] > 0.9
+            else:
+                assert max(abs(x[layer, head]) for x in (delta, loss, share)) < 1e-6
+    assert [set(named) for named in name_candidates(values, kind).values()] == [set(circuit)] * 3
+
+
+def test_of_two_induction_heads_the_other_one_remains():
+    model = induction_model()
+    for twin in (0, 3):
+        for weight in model.transformer.h[1].attn.c_attn.parameters():
+            heads = weight.data.view(3, 4, 32, *weight.shape[1:])
+            heads[:2, twin] = heads[:2, INDUCTION_HEAD[1]]  # the same pattern; without a value, not the same effect
+    values = study_induction(model, draw_prompts(model), ("zero",))
+    assert values["change of Delta, zero"].mean(0)[INDUCTION_HEAD].abs() < 1e-6
+    assert values["change of loss(r), zero"].mean(0)[INDUCTION_HEAD] > 2
+    named = name_candidates(values)
+    assert named == {"Delta": [(0, 1)], "loss(r)": [(0, 1), (1, 2)], "both": [(0, 1)]}
+
+
+def test_a_change_must_be_large_and_sure_to_be_named():
+    noise = torch.tensor([-1.0, 1]).repeat(8)[:, None]
+    loss = torch.tensor([0.09, 0.11, 0.5, 0.5]) + noise * torch.tensor([0, 0, 0.6, 0.3])  # (16,4)
+    values = {"Delta": torch.ones(16), "loss(r)": torch.zeros(16), "loss(c)": torch.ones(16)}
+    values |= {"change of loss(r), zero": loss[:, None], "change of Delta, zero": -loss[:, None]}
+    assert name_candidates(values)["both"] == [(0, 3), (0, 1)]
+    assert name_candidates(values, share=0.05)["both"] == [(0, 3), (0, 1), (0, 0)]
+    assert name_candidates(values | {"loss(c)": torch.zeros(16)})["loss(r)"] == []  # repeating saves nothing
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run in which the induction head forms between steps 3 and 20."""
+    folder = tmp_path_factory.mktemp("run")
+    model = induction_model()
+    pretrained.save(model, folder / "step-00000020")
+    model.transformer.h[1].attn.c_attn.weight.data.zero_()
+    pretrained.save(model, folder / "step-00000003")
+    return folder
+
+
+def test_the_curve_shows_when_the_head_forms(run_folder):
+    curve = induction_curve(run_folder, bases=B)
+    assert list(curve) == [3, 20]
+    first, last = (values["Delta"].mean().item() for values in curve.values())
+    assert first < 0.1 and last > 0.9
+    assert curve[20]["loss(r)"].mean() < 0.1 < curve[3]["loss(r)"].mean()
+    again = study_induction(induction_model(), draw_prompts(induction_model(), bases=B), ())
+    assert all(torch.equal(curve[20][name], value) for name, value in again.items())
+    above, below = plot_curve(curve).axes
+    assert above.get_legend_handles_labels()[1][0] == "head 1.2" and len(above.lines) == 8
+    assert above.lines[0].get_ydata().tolist() == pytest.approx([first, last])
+    assert below.get_legend_handles_labels()[1] == ["loss(r)", "loss(c)", "ICL"]
+
+
+def test_the_picture_shows_the_means_and_the_stripe(handmade):
+    model, values = handmade
+    axes = [axes for axes in plot_study(model, draw_prompts(model), values).axes if axes.images]
+    shown = {each.get_title(): each.images[0].get_array() for each in axes}
+    for name, value in values.items():
+        if value.ndim == 3:
+            torch.testing.assert_close(torch.from_numpy(shown[name].data), value.mean(0))
+    assert shown["1.2 on r"].shape == (32, 32) and shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
+    assert (
+        shown["1.2 on r, pieces 2, 1"].diagonal(1).min() > 0.99 > 0.5 > shown["1.2 on c, pieces 2, 1"].diagonal(1).max()
+    )
+
+
+def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder, tmp_path, capsys):
+    output = tmp_path / "new" / "folder"
+    assert induction.main([str(run_folder), "--output", str(output), "--bases", "8", "--seed", "3"]) == 0
+    assert sorted(file.name for file in output.iterdir()) == ["curve.png", "induction.csv", "induction.png"]
+    printed = capsys.readouterr().out
+    model = induction_model()
+    values = study_induction(model, draw_prompts(model, bases=8, seed=3))
+    mean, error = (x[INDUCTION_HEAD].item() for x in mean_error(values["A(r)-A(c)"]))
+    assert (
+        f"A(r)-A(c)                 1.2 {mean:.3f} +- {error:.3f}" in printed
+        and "'n': 8, 'length': 8, 'seed': 3" in printed
+    )
+    assert "needed (zero): {'Delta': [(0, 1), (1, 2)]" in printed
+    with open(output / "induction.csv", encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    steps = {step: [row for row in table if row["step"] == step] for step in ("3", "20")}
+    assert len(steps["3"]) == 3 * 8 + 4 and len(steps["20"]) == 9 * 8 + 4 and len(table) == 28 + 76
+    assert {(row["n"], row["length"], row["seed"], row["text"]) for row in table} == {("8", "8", "3", "")}
+    for row in steps["20"]:
+        found = mean_error(values[row["quantity"]])
+        place = tuple(map(int, row["layer.head"].split("."))) if row["layer.head"] else ()
+        assert [float(row["mean"]), float(row["standard error"])] == [x[place].item() for x in found]
+
+
+def test_the_command_takes_one_model_and_a_text(tmp_path):
+    pretrained.save(byte_model(), tmp_path / "model")
+    byte_model().tokenizer.save(tmp_path / "model")
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    arguments = [str(tmp_path / "model"), "--text", str(tmp_path / "a.txt"), "--bases", "2", "--output"]
+    assert induction.main([*arguments, str(tmp_path / "out")]) == 0
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["induction.csv", "induction.png"]
+    assert "loss(text)" in (tmp_path / "out" / "induction.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--length", "9"], "2 to 8 tokens"),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--text", __file__], "the text has 0 tokens for this model"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_exits_with_2(run_folder, tmp_path, capsys, flags, message):
+    assert induction.main([str(run_folder), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_output_that_is_a_file_is_an_error(run_folder, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    assert induction.main([str(run_folder), "--output", str(tmp_path / "out")]) == 2
+    assert "error: " in capsys.readouterr().err and (tmp_path / "out").read_text(encoding="utf-8") == "mine"
