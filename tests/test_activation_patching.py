@@ -388,8 +388,8 @@ def test_path_patching_is_the_four_passes_of_the_paper(receiver, freeze_mlps):
 
 def test_path_patching_says_which_receivers_there_are():
     model, (clean, corrupted) = make_model(), pairs(1, 5, [[1]])
-    for receiver in ("logit", (2, 1), (2, 1, "z"), (4, "mlp"), (2, 3, "q"), 7):
-        with pytest.raises(ValueError, match="no receiver|no component"):
+    for receiver in ("logit", [], ["logits", (2, "mlp")], (2, 1), (2, 1, "z"), (4, "mlp"), (2, 3, "q"), 7):
+        with pytest.raises(ValueError, match="no receiver|no component|by themselves"):
             path_patching(model, clean, corrupted, None, receiver, RIGHT, WRONG)
 
 
@@ -456,8 +456,9 @@ def test_answers_that_cannot_be_meant_are_refused():
     for answers in ("ab", (1,), (1, 2, 3), 4):
         with pytest.raises(ValueError, match=r"answers must be two, \(right, wrong\)"):
             ablate_heads(model, clean, answers=answers)
-    with pytest.raises(ValueError, match="must be two different tokens"):
-        patch_layers(model, clean, corrupted, RIGHT, RIGHT)
+    for call in (patch_layers, attribution_patching):
+        with pytest.raises(ValueError, match="must be two different tokens"):
+            call(model, clean, corrupted, RIGHT, RIGHT)
     with pytest.raises(ValueError, match="answer 5.7 is no token"):
         patch_layers(model, clean, corrupted, 5.7, WRONG)
     with pytest.raises(ValueError, match="takes nothing from a reference"):

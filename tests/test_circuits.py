@@ -200,7 +200,7 @@ def test_a_circuit_comes_back_from_its_file(handmade, tmp_path):
     again = circuits.Circuit.from_json(path, handmade.model, "induction")
     assert again.edges == handmade.edges and again.method == "path_patching"
     assert again.faithfulness() == handmade.faithfulness()
-    with pytest.raises(ValueError, match="has 2 layers of 4 heads|of a model with 2 layers of 4 heads"):
+    with pytest.raises(ValueError, match="no circuit of this model.* 2 layers of 4 heads"):
         circuits.Circuit.from_json(path, make_model(), "induction")
 
 
@@ -276,3 +276,68 @@ def test_greater_than_asks_for_the_later_years():
             rows = model.lm_head.weight[[tokenizer.encode(text)[0] for text in texts]]
             right = rows[year + 1 :].mean(0) - rows[: year + 1].mean(0)
             assert direction.sub(right).abs().max() < 1e-6
+
+
+def test_the_largest_edges_are_as_many_as_asked_for_and_possible():
+    model = induction_model()
+    possible = layout(model).possible
+    for n in (2, 20):
+        circuit = find_circuit(model, "induction", "path_patching", n_edges=n)
+        assert circuit.mask.sum() <= n and (circuit.mask & ~possible).sum() == 0
+    assert {edge[:2] for edge in circuit.edges} >= TRUE_EDGES
+    for options in ({"n_edges": 0}, {"threshold": -1.0}, {"threshold": float("nan")}):
+        with pytest.raises(ValueError, match="threshold from 0, n_edges from 1"):
+            find_circuit(model, "induction", **options)
+
+
+def test_odd_pairs_are_refused_with_what_to_give():
+    model, ids = induction_model(), torch.arange(5)[None]
+    other = ids + 7
+    for pair in ((ids, other, 1), (ids, other, 1, 2, 3), (ids, other, [], 2), (ids, other, 1, None)):
+        with pytest.raises(ValueError, match="a pair is .clean, corrupted, right answer, wrong answer."):
+            find_circuit(model, [pair])
+    with pytest.raises(ValueError, match="no pairs"):
+        find_circuit(model, [])
+    with pytest.raises(ValueError, match="one clean and one corrupted text, got 2"):
+        find_circuit(model, [(ids.repeat(2, 1), other.repeat(2, 1), 1, 2)])
+    clean, corrupted = (torch.cat((some, some[:, :-1]), 1) for some in (ids, other))
+    with pytest.raises(ValueError, match="ahead by 10.00 in the clean texts and by 10.00"):
+        find_circuit(model, [(clean, torch.cat((other[:, :1], clean[:, 1:]), 1), 4, 12)])
+
+
+def test_a_faithfulness_that_cannot_be_reached_is_said(handmade):
+    with pytest.raises(ValueError, match="are 1.000 faithful, not 5.0"):
+        handmade.smaller(5.0)
+
+
+def test_a_broken_file_is_no_circuit(handmade, tmp_path):
+    path = tmp_path / "circuit.json"
+    for text in ("", "[]", "{}", '{"method": "eap", "layers": 2, "heads": 4, "edges": [["nobody", "1.2.q", 1]]}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="circuit.json is no circuit of this model"):
+            circuits.Circuit.from_json(path, handmade.model, "induction")
+
+
+def test_the_estimates_order_the_edges_of_a_trained_model_like_the_exact_scores():
+    model = GPT.from_pretrained("names")
+    pairs = circuits.as_batches(model, "name_recall", count=2)
+    possible = layout(model).possible
+    exact, eap = (edge_attribution(model, pairs, method)[possible].abs() for method in ("exact", "eap"))
+    ranks = torch.stack([scores.argsort().argsort().double() for scores in (exact, eap)])
+    assert torch.corrcoef(ranks)[0, 1] > 0.9  # Spearman
+
+
+def test_the_command_finds_draws_and_measures_a_circuit(tmp_path, monkeypatch, capsys):
+    from mingpt import pretrained
+
+    pretrained.save(induction_model(), tmp_path / "model")
+    output = str(tmp_path / "c.png")
+    arguments = ["circuits", str(tmp_path / "model"), "--task", "induction", "--pairs", "20", "--output", output]
+    monkeypatch.setattr("sys.argv", arguments)
+    circuits.main()
+    printed = capsys.readouterr().out
+    assert "20 other pairs: right on 100.0%" in printed and "Circuit(path_patching, 2 edges" in printed
+    assert (tmp_path / "c.png").exists() and (tmp_path / "c.json").exists()
+    monkeypatch.setattr("sys.argv", [*arguments, "--pairs", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        circuits.main()

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair, tokens
+from mingpt.interpretability.inputs import answer_ids, answer_pair, check_mode, encode, encode_pair, tokens
 from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, Patch, as_store, check_site, plain
 
 WITH_HEADS = HEAD_SITES + ATTENTION_SITES
@@ -185,12 +185,7 @@ def patch_layers(
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     check_mode(model)
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    answers = [
-        answer_ids(model, target_token, clean, corrupted, "clean"),
-        answer_ids(model, corrupted_token, corrupted, clean, "corrupted"),
-    ]
-    if (answers[0] == answers[1]).any():
-        raise ValueError(f"both answers are {tokens(model, answers[0][:1])[0]!r}; they must be two different tokens")
+    answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
     sites = tails.needed(site)
     both = tails.record(model, torch.cat((source, target)), {site, *sites})  # one pass reads the weights once
@@ -237,8 +232,7 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     run. Cost: 1 + L*T passes.
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    clean_answer = answer_ids(model, target_token, clean, corrupted, "clean")
-    corrupted_answer = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
+    clean_answer, corrupted_answer = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     clean_stream = get_activations(model, clean)["resid_post"]  # {layer: (1,T,C)}
     L, T = len(clean_stream), clean.size(1)
     differences = []
@@ -274,10 +268,11 @@ def path_patching(
     """
     check_mode(model)
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    right = answer_ids(model, target_token, clean, corrupted, "clean")
-    wrong = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
+    right, wrong = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     receivers = _receivers(model, receiver)
-    if sender is not None and len(sender) != 2:
+    if len(receivers) > 1 and any(site == "logits" for _, site, _ in receivers):
+        raise ValueError('"logits" receive by themselves: what else received would reach them a second time')
+    if sender is not None and not (isinstance(sender, tuple) and len(sender) == 2):
         raise ValueError(f"sender must be (layer, head) or None, got {sender!r}")
     senders = [_parts(model, (sender[0], "head", sender[1]))[0][::2]] if sender else None
     base = tails.record(model, clean, ("resid_pre", "resid_mid", "resid_post", "mlp_out", "z"))
@@ -355,8 +350,7 @@ def attribution_patching(
     """
     check_mode(model)
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    right = answer_ids(model, target_token, clean, corrupted, "clean")
-    wrong = answer_ids(model, corrupted_token, corrupted, clean, "corrupted")
+    right, wrong = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     sites = tuple(as_store(sites))
     with torch.no_grad():
         new = tails.record(model, clean, sites)

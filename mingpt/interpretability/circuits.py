@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mingpt import names
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode_pair
+from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair
 from mingpt.model import GPT, Patch
 
 METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": None}  # by which edge_attribution
@@ -59,9 +59,11 @@ def layout(model):
 
 def as_batches(model, task, count=100, seed=0):
     """A task or the user's pairs, as find_circuit takes them, in Batches of pairs of equal length."""
-    if isinstance(task, list) and all(isinstance(batch, Batch) for batch in task):
+    if task and isinstance(task, list) and all(isinstance(batch, Batch) for batch in task):
         return task
     pairs = [_read(model, pair) for pair in task] if not isinstance(task, str) else _draw(model, task, count, seed)
+    if not pairs:
+        raise ValueError("the task has no pairs; give at least one")
     groups = {}
     for pair in pairs:
         groups.setdefault(pair.clean.size(1), []).append(pair)
@@ -71,10 +73,13 @@ def as_batches(model, task, count=100, seed=0):
 
 def _read(model, pair):
     """One pair, as a Batch of one; ValueError if it cannot be compared token by token or an answer is no token."""
-    clean, corrupted, *answers = pair
-    clean, corrupted = encode_pair(model, clean, corrupted)
+    if len(pair) != 4 or any(answer is None or answer == [] for answer in pair[2:]):
+        raise ValueError(f"a pair is (clean, corrupted, right answer, wrong answer), got {pair}")
+    clean, corrupted = encode_pair(model, *pair[:2])
+    if len(clean) != 1:
+        raise ValueError(f"a pair has one clean and one corrupted text, got {len(clean)}; give each as a pair")
     means = []
-    for answer, name in zip(answers, ("right", "wrong")):
+    for answer, name in zip(pair[2:], ("right", "wrong")):
         tokens = answer if isinstance(answer, list) else [answer]
         ids = torch.cat([answer_ids(model, token, clean, corrupted, name) for token in tokens])
         means.append(model.lm_head.weight[ids].detach().mean(0, keepdim=True))
@@ -101,6 +106,8 @@ def _draw(model, task, count, seed):
 def _induction(model, rng):
     """Random tokens and their beginning again; corrupted, other random tokens."""
     V, n = model.config.vocab_size, min(10, model.config.vocab_size // 2, model.block_size // 2)
+    if n < 2:
+        raise ValueError(f"{V} tokens and {model.block_size} positions leave no room to repeat something")
     tokens = rng.sample(range(V), 2 * n)
     clean, corrupted = (torch.tensor([some + some[: n - 1]]) for some in (tokens[:n], tokens[n:]))
     return clean, corrupted, tokens[n - 1], tokens[-1]
@@ -119,8 +126,8 @@ def _ioi(model, rng):
 def _greater_than(model, rng):
     """Which years may follow (Hanna et al. 2023, arXiv 2305.00586); corrupted, the year is 01 and all may."""
     event, century, year = rng.choice(["war", "project", "trial", "siege"]), rng.randint(11, 17), rng.randint(2, 98)
-    whole, pieces = (model.tokenizer.encode(text) for text in (f" {century}{year:02}", f" {century}"))
-    if whole != pieces + model.tokenizer.encode(f"{year:02}"):
+    whole, *pieces = (encode(model, text)[0].tolist() for text in (f" {century}{year:02}", f" {century}", f"{year:02}"))
+    if whole != sum(pieces, []):
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
     clean, corrupted = (
         f"The {event} lasted from the year {century}{y} to the year {century}" for y in (f"{year:02}", "01")
@@ -154,7 +161,8 @@ def _through_heads(attn, z):
 
 def _metric(model, direction, ends):
     """The metric of final residual vectors (...,B,C): (...,B), in logits; positive = the right answer is ahead."""
-    return (model.transformer.ln_f(ends) * direction).sum(-1)
+    wide = torch.promote_types(ends.dtype, torch.float32)
+    return (model.transformer.ln_f(ends).to(wide) * direction.to(wide)).sum(-1)
 
 
 @torch.no_grad()
@@ -198,10 +206,10 @@ def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=40
     positive = the edge speaks for the right answer. method "exact": each edge patched. "eap": to first order, (clean -
     corrupted output) times the gradient at the reader in the clean run. "eap-ig-inputs": the gradient averaged over
     runs whose embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps.
-    Cost: exact, 2 passes and the tails of a run per edge; eap, 3 passes and a backward; eap-ig-inputs steps times that.
+    Cost: 2 passes; and exact, the tails of a run per edge; eap, a pass and a backward; eap-ig-inputs, steps of them.
     """
-    if method not in ("exact", "eap", "eap-ig-inputs"):
-        raise ValueError(f'method must be "exact", "eap" or "eap-ig-inputs", got {method!r}')
+    if method not in ("exact", "eap", "eap-ig-inputs") or steps < 1:
+        raise ValueError(f'method must be "exact", "eap" or "eap-ig-inputs", steps from 1; got {method!r}, {steps}')
     check_mode(model)
     batches = as_batches(model, task)
     total = sum(len(batch.clean) for batch in batches)
@@ -308,11 +316,12 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     n_edges the so many largest are kept instead. "acdc" goes from the logits down and takes out for good each edge
     without which the metric falls by less. What is not on a way from the embedding to the logits is left out.
     ValueError, with the number, if the model prefers the wrong answer on most pairs. Cost: as edge_attribution; acdc,
-    a run of the layers above for every edge.
+    2 passes and the layers above for every edge.
     """
-    if method not in METHODS or (method == "acdc" and n_edges is not None):
+    if method not in METHODS or not threshold >= 0 or (n_edges is not None and (method == "acdc" or n_edges < 1)):
         raise ValueError(
-            f"method must be one of {', '.join(METHODS)}, n_edges not with acdc; got {method!r}, {n_edges}"
+            f"method must be one of {', '.join(METHODS)}, threshold from 0, n_edges from 1, "
+            f"not with acdc; got {method!r}, {threshold}, {n_edges}"
         )
     check_mode(model)
     batches = as_batches(model, task)
@@ -322,13 +331,18 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
             f"the model prefers the right answer on {(clean > 0).sum()} of {len(clean)} pairs (mean logit "
             f"difference {clean.mean():.2f}): it does not do this task; take another task or model"
         )
+    if not clean.mean() > corrupted.mean():
+        raise ValueError(
+            f"the right answer is ahead by {clean.mean():.2f} in the clean texts and by {corrupted.mean():.2f} in the "
+            "corrupted ones, on average; corrupt them so that it falls behind"
+        )
     least = threshold * (clean - corrupted).mean().item()
     if method == "acdc":
         scores, mask = _acdc(model, batches, least)
     else:
         scores = edge_attribution(model, batches, METHODS[method]).cpu()
-        least = scores.abs().flatten().topk(min(n_edges, scores.numel())).values[-1] if n_edges else least
-        mask = (scores.abs() >= least) & layout(model).possible
+        possible = layout(model).possible
+        mask = _top(scores, possible, n_edges) if n_edges else (scores.abs() >= least) & possible
     return Circuit(model, batches, _connected(model, mask), scores, method)
 
 
@@ -354,6 +368,14 @@ def _acdc(model, batches, least):
             else:
                 mask[reader, sender], scores[reader, sender] = True, now - without
     return scores, mask
+
+
+def _top(scores, possible, size):
+    """The mask of the so many possible edges with the largest |score|."""
+    order = scores.abs().masked_fill(~possible, -1).flatten().argsort(descending=True)
+    mask = torch.zeros(order.shape, dtype=torch.bool)
+    mask[order[:size]] = True
+    return mask.view_as(possible) & possible
 
 
 def _connected(model, mask):
@@ -417,10 +439,15 @@ class Circuit:
         return [(int(mask.sum()), share(mask)) for mask in masks]
 
     def smaller(self, faithfulness=0.9):
-        """A Circuit of few edges that is this faithful: as many of the largest as it takes, then without those, the
-        least score first, that it can do without. No edge of it can go alone; that there is no smaller one is not said.
+        """A Circuit of few edges that is this faithful: as many of the largest scores as it takes, of all that were
+        scored; then each is tried once, the least first, and goes if it can. That there is no smaller one is not said.
+        ValueError if all of them together are not as faithful.
         """
         share, few, many = self._share(), 0, int((self.scores != 0).sum())
+        if not (reached := share(self._largest(many))) >= faithfulness:
+            raise ValueError(
+                f"all {many} edges with a score are {reached:.3f} faithful, not {faithfulness}; ask for less"
+            )
         while many - few > 1:
             size = (few + many) // 2
             few, many = (few, size) if share(self._largest(size)) >= faithfulness else (size, many)
@@ -443,18 +470,22 @@ class Circuit:
     def from_json(cls, path, model, task):
         """The Circuit of to_json; ValueError where the model has another shape."""
         senders, readers, _, possible = layout(model)
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (data["layers"], data["heads"]) != (model.config.n_layer, model.config.n_head):
-            raise ValueError(
-                f"{path} is of a model with {data['layers']} layers of {data['heads']} heads; give that model"
-            )
-        scores = torch.zeros(possible.shape)
-        for sender, reader, score in data["edges"]:
-            scores[readers.index(reader), senders.index(sender)] = score
-        return cls(model, as_batches(model, task), scores != 0, scores, data["method"])
+        scores, mask = torch.zeros(possible.shape), torch.zeros_like(possible)
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if (data["layers"], data["heads"]) != (model.config.n_layer, model.config.n_head):
+                raise ValueError(f"the model has {data['layers']} layers of {data['heads']} heads")
+            for sender, reader, score in data["edges"]:
+                edge = readers.index(reader), senders.index(sender)
+                scores[edge], mask[edge] = score, True
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no circuit of this model, as to_json writes it: {error}") from error
+        return cls(model, as_batches(model, task), mask & possible, scores, data["method"])
 
     def plot(self, path=None):
-        """The matplotlib Figure: layers upwards, an arrow per edge, as wide as its score; blue where it is negative."""
+        """The matplotlib Figure: layers upwards, an arrow per edge, as wide as its score; dashed if negative."""
+        if not self.edges:
+            raise ValueError("the circuit has no edges to draw; take a lower threshold")
         return figures.shown(draw_graph(self), path)
 
     def __repr__(self):
@@ -462,9 +493,7 @@ class Circuit:
 
     def _largest(self, size):
         """The mask of the so many edges with the largest scores, as far as they connect."""
-        mask = torch.zeros_like(self.mask).flatten()
-        mask[self.scores.abs().flatten().argsort(descending=True)[:size]] = True
-        return _connected(self.model, mask.view_as(self.mask))
+        return _connected(self.model, _top(self.scores, layout(self.model).possible, size))
 
     def _share(self, task=None):
         """f(mask): (metric of the mask - corrupted) / (clean - corrupted), of the means over the pairs."""
@@ -550,8 +579,8 @@ def main():
     try:
         figures.check_output(options.output)
         model = GPT.from_pretrained(options.model)
-        whole = find_circuit(model, options.task, options.method)
-        circuit, others = whole.smaller(options.keep), as_batches(model, options.task, options.pairs, seed=1)
+        others = as_batches(model, options.task, options.pairs, seed=1)
+        circuit = find_circuit(model, options.task, options.method).smaller(options.keep)
         clean, corrupted = _unpatched(model, others)
         print(f"{options.pairs} other pairs: right on {(clean > 0).float().mean():.1%}, mean logit difference", end=" ")
         print(f"{clean.mean():.2f}, corrupted {corrupted.mean():.2f}")

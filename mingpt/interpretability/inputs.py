@@ -78,6 +78,17 @@ def answer_ids(model, answer, ids, other_ids, name):
     return torch.tensor([_answer_id(model, each, name) for each in answers], device=ids.device)
 
 
+def answer_pair(model, clean, corrupted, right, wrong):
+    """answer_ids of the clean and of the corrupted answer, 2 x (B,); ValueError where they are the same."""
+    answers = (
+        answer_ids(model, right, clean, corrupted, "clean"),
+        answer_ids(model, wrong, corrupted, clean, "corrupted"),
+    )
+    if (same := answers[0] == answers[1]).any():
+        raise ValueError(f"both answers are {tokens(model, answers[0][same])[0]!r}; they must be two different tokens")
+    return answers
+
+
 def _answer_id(model, answer, name):
     if not isinstance(answer, str):
         if type(plain(answer)) is not int or not 0 <= plain(answer) < model.config.vocab_size:
