@@ -188,9 +188,10 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     picture.parent.mkdir(parents=True, exist_ok=True)
     figures.check_output(picture)
     drawn = (length, bases, seed, text and Path(text).read_text(encoding="utf-8"))
+    curve = induction_curve(name, *drawn)  # first, since a run that goes on removes some of its checkpoints
     model = GPT.from_pretrained(name)
     prompts = draw_prompts(model, *drawn)
-    values, curve = study_induction(model, prompts), induction_curve(name, *drawn)
+    values = study_induction(model, prompts)
     plot_study(model, prompts, values, picture)
     if curve:
         plot_curve(curve, picture.with_name("curve.png"))
