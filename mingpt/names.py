@@ -169,7 +169,7 @@ def start(model):
     """
     C = model.config.n_embd
     frequencies = torch.exp(-math.log(1000) * torch.arange(C // 2) / (C // 2))
-    angles = torch.arange(model.block_size)[:, None] * frequencies  # (T,1) * (C/2,) -> (T,C/2)
+    angles = torch.arange(CONTEXT)[:, None] * frequencies  # (T,1) * (C/2,) -> (T,C/2)
     model.transformer.wpe.weight.copy_(0.028 * torch.cat((angles.sin(), angles.cos()), dim=1))
     for block in model.transformer.h:
         q, k, v = block.attn.c_attn.weight.chunk(3)  # (C,C) each

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from mingpt import names, pretrained
+from mingpt import pretrained
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
@@ -57,14 +57,9 @@ class Preset:
     checkpoint_interval: int = 100  # steps between checkpoints to go on from
     kept: int = 24  # models that stay besides the untrained one, denser early; at each the losses are measured
     seed: int = 0
-    start: str = "normal"  # minGPT's; or "mimetic", from which attention learns to compare sooner: mingpt.names.start
 
     def __post_init__(self):
-        if self.start not in ("normal", "mimetic"):
-            raise ValueError(f"start must be normal or mimetic, got {self.start!r}")
         for name, value in asdict(self).items():
-            if name == "start":
-                continue
             if value < 0 or (value == 0 and name not in ("dropout", "warmup_iters", "weight_decay", "seed")):
                 raise ValueError(f"{name} must be above 0, got {value}")
 
@@ -145,8 +140,6 @@ def train(texts, preset, output, device="auto"):
     rates = {"embd_pdrop": preset.dropout, "resid_pdrop": preset.dropout, "attn_pdrop": 0.0}  # fused attention has none
     model = GPT(GPTConfig(**chosen(preset, GPTConfig), **rates, tie_word_embeddings=True))
     model.tokenizer = tokenizer
-    if preset.start == "mimetic":
-        names.start(model)
     kept = {round(preset.max_iters * (i / preset.kept) ** 2) for i in range(preset.kept + 1)}
     settings = {"final_learning_rate": preset.learning_rate / 10, "betas": (0.9, 0.99), "eval_batches": None}
     settings |= {"device": device, "checkpoint_dir": str(output), "kept_steps": tuple(kept)}
