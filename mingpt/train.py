@@ -64,7 +64,7 @@ class Preset:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
 
-PRESETS = {
+PRESETS = {  # vocabulary, layers, heads, width, context, batch, steps, learning rate
     "shakespeare-char": Preset(257, 4, 4, 128, 128, 32, 3000, 2e-3),
     "shakespeare-gpu": Preset(257, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2, accumulation=1),
     "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),

@@ -273,6 +273,7 @@ def train_beside_transformers(name, rounds, steps=8):
     """
     from transformers import GPT2LMHeadModel
 
+    torch.manual_seed(0)
     preset = PRESETS[name]
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(Path("mingpt").rglob("*.py")))
     rows = windows([*text.encode()], preset.block_size)
