@@ -92,7 +92,7 @@ def test_training_lowers_the_loss_below_that_of_letter_frequencies(tmp_path):
 
 def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_tokens(tmp_path):
     rng = random.Random(0)
-    text, unseen = "".join(rng.choice("abcdefgh ") for _ in range(12_000)), "zyxwvut " * 150  # less than a tenth
+    text, unseen = "".join(rng.choice("abcdefghijklmno ") for _ in range(12_000)), "zyxwvut " * 150  # less than a tenth
     model = train.train([text, unseen], replace(TINY, vocab_size=261), tmp_path, "cpu")
     assert model.config.vocab_size == 261
     assert not any("z" in token and len(token) > 1 for token in model.tokenizer.encoder.ids)
