@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder, train_bpe
 from mingpt.model import GPT, GPTConfig
+from mingpt.train import GUTENBERG, read_corpus, strip_licence
 from mingpt.trainer import Trainer
 
 SEED = 0
@@ -100,18 +101,11 @@ def held_out_pair(rng):
 def read_novels(folder=None):
     """Austen's six novels, a list of texts: the folder's .txt files, or from Project Gutenberg without its header."""
     if folder:
-        texts = [path.read_text(encoding="utf-8-sig") for path in sorted(Path(folder).glob("*.txt"))]
-        if not texts:
-            raise ValueError(f"no .txt files in {folder!r}; give the folder of the novels, or none to download them")
-        return texts
-    texts = []
-    for number in NOVELS:
-        response = requests.get(f"https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt", timeout=60)
-        response.raise_for_status()
-        response.encoding = "utf-8-sig"
-        body = re.split(r"\*\*\* (?:START|END) OF .*\*\*\*", response.text)[1]
-        texts.append(body.replace("\r\n", "\n").strip() + "\n")
-    return texts
+        return read_corpus(folder)
+    answers = [requests.get(GUTENBERG.format(number), timeout=60) for number in NOVELS]
+    for answer in answers:
+        answer.raise_for_status()
+    return [strip_licence(answer.content.decode("utf-8-sig").replace("\r\n", "\n")) for answer in answers]
 
 
 def make_tokenizer(novels):

@@ -2,9 +2,10 @@
 
     python -m mingpt.train CORPUS [--preset PRESET] [--output FOLDER]
 
-CORPUS is shakespeare or austen, which are downloaded once, a text file, or a folder of .txt files; its last tenth is
-for validation. FOLDER, runs/PRESET if not given, gets curve.csv, curve.png and step-N folders that from_pretrained
-takes (FOLDER itself is the newest one). The same command goes on where a run was stopped.
+CORPUS is shakespeare or austen, which are downloaded once, python, the standard library's source, which is there
+already, a text file, or a folder of .txt files; its last tenth is for validation. FOLDER, runs/PRESET if not given,
+gets curve.csv, curve.png and step-N folders that from_pretrained takes (FOLDER itself is the newest one). The same
+command goes on where a run was stopped.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import math
 import os
 import re
 import sys
+import sysconfig
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ CORPORA = {  # name: [(address, bytes without the licence, sha256), ...]
     "shakespeare": [(KARPATHY, 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")],
     "austen": [(GUTENBERG.format(n), size, None) for n, size in ((158, 883028), (105, 466854), (161, 673688))],
 }
+NOT_SOURCE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 MEASURED = 100  # rows, spread evenly over a text, on which a loss is measured
 
 
@@ -69,19 +72,24 @@ PRESETS = {  # vocabulary, layers, heads, width, context, batch, steps, learning
     "shakespeare-gpu": Preset(257, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2, accumulation=1),
     "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),
     "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
+    "python-1m": Preset(1024, 4, 4, 128, 128, 32, 8000, 2e-3),
 }
+DEFAULT = {"shakespeare": "shakespeare-char", "austen": "austen-2m", "python": "python-1m"}  # a corpus's preset
 
 
 def read_corpus(name):
     """The texts, a list of str without Project Gutenberg's header and licence; ValueError if there are none."""
     if name in CORPORA:
         paths = [download(name, *file) for file in CORPORA[name]]
+    elif name == "python":
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = [path for path in sorted(root.rglob("*.py")) if not NOT_SOURCE & {*path.relative_to(root).parts}]
     else:
         paths = sorted(Path(name).rglob("*.txt")) if Path(name).is_dir() else [Path(name)]
     try:
         texts = [strip_licence(path.read_text(encoding="utf-8-sig")) for path in paths]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name!r} is none of {', '.join(CORPORA)}, and no utf-8 text can be read: {error}") from error
+        raise ValueError(f"{name!r} is none of {', '.join(DEFAULT)}, and no utf-8 text can be read: {error}") from error
     if not any(texts):
         raise ValueError(f"{name!r} has no text; give a file with some, or a folder of such .txt files")
     return texts
@@ -210,14 +218,14 @@ def draw_curve(rows, path=None):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="shakespeare, austen, a text file, or a folder of .txt files")
-    parser.add_argument("--preset", choices=PRESETS, help="default: shakespeare-char for shakespeare, else austen-2m")
+    parser.add_argument("corpus", help="shakespeare, austen, python, a text file, or a folder of .txt files")
+    parser.add_argument("--preset", choices=PRESETS, help="default: that of the corpus, else austen-2m")
     parser.add_argument("--output", help="folder of the run; default: runs/PRESET")
     parser.add_argument("--device", default="auto", help="default: cuda where there is one, else cpu")
     for field in fields(Preset):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, help="default: the preset's")
     options = parser.parse_args(arguments)
-    name = options.preset or ("shakespeare-char" if options.corpus == "shakespeare" else "austen-2m")
+    name = options.preset or DEFAULT.get(options.corpus, "austen-2m")
     given = {field.name: getattr(options, field.name) for field in fields(Preset)}
     try:
         preset = replace(PRESETS[name], **{key: value for key, value in given.items() if value is not None})

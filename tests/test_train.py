@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere.txt"], "is none of shakespeare, austen, and no utf-8 text can be read"),
+        (["nowhere.txt"], "is none of shakespeare, austen, python, and no utf-8 text can be read"),
         (["empty"], "has no text"),
         (["latin.txt"], "no utf-8 text"),
         (["short.txt", "--preset", "shakespeare-char"], "too few for 129"),
@@ -230,6 +231,12 @@ def test_a_corpus_is_downloaded_once_and_comes_without_header_and_licence(shelf)
         assert train.read_corpus("austen") == ["EMMA\n\n" + "handsome\n" * 99]
     assert len(hub.requests) == 2
     assert {path.name for path in cache.rglob("*.*")} == {"input.txt", "pg158.txt"}
+
+
+def test_the_python_corpus_is_the_standard_librarys_source_without_its_tests():
+    texts = train.read_corpus("python")
+    assert Path(json.__file__).read_text(encoding="utf-8") in texts
+    assert sum(map(len, texts)) > 5e6 and not any("import torch" in text for text in texts)
 
 
 def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):
