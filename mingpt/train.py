@@ -72,7 +72,7 @@ PRESETS = {  # vocabulary, layers, heads, width, context, batch, steps, learning
     "shakespeare-gpu": Preset(257, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2, accumulation=1),
     "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),
     "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
-    "python-1m": Preset(1024, 4, 4, 128, 128, 32, 8000, 2e-3),
+    "python-1m": Preset(2048, 4, 4, 128, 128, 32, 8000, 4e-3),
 }
 DEFAULT = {"shakespeare": "shakespeare-char", "austen": "austen-2m", "python": "python-1m"}  # a corpus's preset
 

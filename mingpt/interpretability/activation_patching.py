@@ -362,10 +362,8 @@ def attribution_patching(
     for site in sites:
         cells = []
         for layer in range(model.config.n_layer):
-            change = (
-                new[site][layer] - kept[site, layer].detach()
-            ).nan_to_num()  # -inf - -inf, in scores of the future
-            cells.append((change * gradients[site, layer]).sum((0, -1)))
+            change = new[site][layer] - kept[site, layer].detach()
+            cells.append((change.nan_to_num() * gradients[site, layer]).sum((0, -1)))  # -inf - -inf: future scores
         estimates[site] = torch.stack(cells)
     return estimates
 
@@ -458,9 +456,8 @@ def _replacements(model, ids, kind, reference, sites):
         raise ValueError(f'kind "{kind}" takes its values from other inputs; give them as reference')
     reference = encode(model, reference)
     if kind == "resample" and reference.shape != ids.shape:
-        raise ValueError(
-            f"the reference must be {tuple(ids.shape)} tokens like the inputs, got {tuple(reference.shape)}"
-        )
+        shapes = f"{tuple(ids.shape)} tokens like the inputs, got {tuple(reference.shape)}"
+        raise ValueError(f"the reference must be {shapes}")
     kept = get_activations(model, reference, sites)
 
     def value(site, layer, index):

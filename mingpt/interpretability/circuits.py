@@ -98,9 +98,8 @@ def _draw(model, task, count, seed):
             why = error
         if len(pairs) == count:
             return pairs
-    raise ValueError(
-        f"{task} does not suit this model: {len(pairs)} of {50 * count} pairs could be used; the last: {why}"
-    )
+    could = f"{len(pairs)} of {50 * count} pairs could be used"
+    raise ValueError(f"{task} does not suit this model: {could}; the last: {why}")
 
 
 def _induction(model, rng):
@@ -117,10 +116,8 @@ def _ioi(model, rng):
     """Indirect object identification (Wang et al. 2022), with the giver swapped in the corrupted text."""
     one, other = rng.sample("Mary John Tom James Anna David Paul Mark Sarah Alice Peter George Kate Emma".split(), 2)
     place, thing = rng.choice(["store", "park", "school", "office"]), rng.choice(["drink", "book", "ring", "letter"])
-    clean, corrupted = (
-        f"When {one} and {other} went to the {place}, {giver} gave a {thing} to" for giver in (other, one)
-    )
-    return clean, corrupted, f" {one}", f" {other}"
+    start, end = f"When {one} and {other} went to the {place}, ", f" gave a {thing} to"
+    return start + other + end, start + one + end, f" {one}", f" {other}"
 
 
 def _greater_than(model, rng):
@@ -129,11 +126,9 @@ def _greater_than(model, rng):
     whole, *pieces = (encode(model, text)[0].tolist() for text in (f" {century}{year:02}", f" {century}", f"{year:02}"))
     if whole != sum(pieces, []):
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
-    clean, corrupted = (
-        f"The {event} lasted from the year {century}{y} to the year {century}" for y in (f"{year:02}", "01")
-    )
+    start, end = f"The {event} lasted from the year {century}", f" to the year {century}"
     later, earlier = ([f"{y:02}" for y in years] for years in (range(year + 1, 100), range(year + 1)))
-    return clean, corrupted, later, earlier
+    return f"{start}{year:02}{end}", f"{start}01{end}", later, earlier
 
 
 TASKS = {
@@ -284,10 +279,8 @@ def _exact_scores(model, batch, max_tokens):
 
                 found.append(tails.finish(model, base, join, [layer], [0], runs * len(some), read=fall)[layer, 0])
             scores.append(F.pad(torch.cat(found).view(senders, runs).T, (0, len(change) - senders)))
-    scores.append(
-        fall((kept["resid_post"][model.config.n_layer - 1] + change)[:, :, -1].transpose(0, 1)[:, :, None])[None]
-    )
-    return torch.cat(scores)
+    ends = kept["resid_post"][model.config.n_layer - 1][:, -1] + change[:, :, -1]  # (S,B,C)
+    return torch.cat([*scores, fall(ends.transpose(0, 1)[:, :, None])[None]])
 
 
 def _heads_read(model, base, layer, changes):
@@ -319,23 +312,18 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     2 passes and the layers above for every edge.
     """
     if method not in METHODS or not threshold >= 0 or (n_edges is not None and (method == "acdc" or n_edges < 1)):
-        raise ValueError(
-            f"method must be one of {', '.join(METHODS)}, threshold from 0, n_edges from 1, "
-            f"not with acdc; got {method!r}, {threshold}, {n_edges}"
-        )
+        known = f"method must be one of {', '.join(METHODS)}, threshold from 0, n_edges from 1, not with acdc"
+        raise ValueError(f"{known}; got {method!r}, {threshold}, {n_edges}")
     check_mode(model)
     batches = as_batches(model, task)
     clean, corrupted = _unpatched(model, batches)
     if not (clean > 0).float().mean() > 0.5:
-        raise ValueError(
-            f"the model prefers the right answer on {(clean > 0).sum()} of {len(clean)} pairs (mean logit "
-            f"difference {clean.mean():.2f}): it does not do this task; take another task or model"
-        )
+        found = f"{(clean > 0).sum()} of {len(clean)} pairs (mean logit difference {clean.mean():.2f})"
+        todo = "it does not do this task; take another task or model"
+        raise ValueError(f"the model prefers the right answer on {found}: {todo}")
     if not clean.mean() > corrupted.mean():
-        raise ValueError(
-            f"the right answer is ahead by {clean.mean():.2f} in the clean texts and by {corrupted.mean():.2f} in the "
-            "corrupted ones, on average; corrupt them so that it falls behind"
-        )
+        found = f"by {clean.mean():.2f} in the clean texts and by {corrupted.mean():.2f} in the corrupted ones"
+        raise ValueError(f"the right answer is ahead {found}, on average; corrupt them so that it falls behind")
     least = threshold * (clean - corrupted).mean().item()
     if method == "acdc":
         scores, mask = _acdc(model, batches, least)
@@ -445,9 +433,8 @@ class Circuit:
         """
         share, few, many = self._share(), 0, int((self.scores != 0).sum())
         if not (reached := share(self._largest(many))) >= faithfulness:
-            raise ValueError(
-                f"all {many} edges with a score are {reached:.3f} faithful, not {faithfulness}; ask for less"
-            )
+            why = f"all {many} edges with a score are {reached:.3f} faithful, not {faithfulness}"
+            raise ValueError(f"{why}; ask for less")
         while many - few > 1:
             size = (few + many) // 2
             few, many = (few, size) if share(self._largest(size)) >= faithfulness else (size, many)
@@ -521,11 +508,11 @@ def draw_graph(circuit):
 
     rows = {}  # height -> nodes
     for node in circuit.nodes:
-        layer = {"embed": -0.5, "logits": circuit.model.config.n_layer}.get(node)
-        layer = (
-            layer if layer is not None else float(node[4:]) + 0.5 if node[:3] == "mlp" else float(node.split(".")[0])
+        ends = {"embed": -0.5, "logits": circuit.model.config.n_layer}
+        height = (
+            float(node[4:]) + 0.5 if node[:3] == "mlp" else ends[node] if node in ends else float(node.split(".")[0])
         )
-        rows.setdefault(layer, []).append(node)
+        rows.setdefault(height, []).append(node)
     place = {}
     for number, height in enumerate(sorted(rows)):
         for i, node in enumerate(rows[height]):
@@ -539,20 +526,9 @@ def draw_graph(circuit):
     for sender, reader, score in circuit.edges:
         node, _, site = reader.rpartition(".") if reader[-1] in "qkv" and reader[0].isdigit() else (reader, "", "")
         bend = {"q": 0.12, "k": -0.12, "v": 0.0, "": 0.06}[site]
-        arrow = FancyArrowPatch(
-            place[sender],
-            place[node],
-            arrowstyle="-|>",
-            connectionstyle=f"arc3,rad={bend}",
-            shrinkA=13,
-            shrinkB=13,
-            mutation_scale=9,
-            linewidth=0.6 + 3.4 * abs(score) / largest,
-            linestyle="-" if score >= 0 else "--",
-            color=colours[site],
-            alpha=0.8,
-        )
-        axes.add_patch(arrow)
+        shape = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 13, "shrinkB": 13}
+        line = {"lw": 0.6 + 3.4 * abs(score) / largest, "ls": "-" if score >= 0 else "--", "color": colours[site]}
+        axes.add_patch(FancyArrowPatch(place[sender], place[node], mutation_scale=9, alpha=0.8, **shape, **line))
     for node, (x, y) in place.items():
         axes.text(x, y, node, ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": "black"})
     axes.set_xlim(-width / 2 - 0.6, width / 2 + 0.6)
@@ -584,11 +560,8 @@ def main():
         clean, corrupted = _unpatched(model, others)
         print(f"{options.pairs} other pairs: right on {(clean > 0).float().mean():.1%}, mean logit difference", end=" ")
         print(f"{clean.mean():.2f}, corrupted {corrupted.mean():.2f}")
-        print(f"{circuit} of {int(layout(model).possible.sum())} possible edges", end="; ")
-        print(
-            f"faithfulness {circuit.faithfulness():.3f}, on the other pairs {circuit.faithfulness(others):.3f};",
-            end=" ",
-        )
+        print(f"{circuit} of {int(layout(model).possible.sum())} possible edges; faithfulness", end=" ")
+        print(f"{circuit.faithfulness():.3f}, on the other pairs {circuit.faithfulness(others):.3f};", end=" ")
         print(f"completeness, on the other pairs, {circuit.completeness(others):.3f}")
         for sender, reader, score in circuit.edges:
             print(f"{sender:>8} -> {reader:8} {score:7.3f}")
