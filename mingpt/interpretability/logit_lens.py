@@ -161,11 +161,7 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     sites = ("mlp_out", "z", "mlp_post", "resid_post")
     ids, kept = _run(model, text, *sites)
     mlp_out, z, mlp_post, x = (torch.stack([y[0, ..., -1, :] for y in kept[site].values()]) for site in sites)  # (L,..)
-    answers = [answer_ids(model, each, ids, ids, "given") for each in (answer, other) if each is not None]
-    rows = model.lm_head.weight[torch.cat(answers)]
-    row = rows[0] - rows[1:].sum(0)  # (C,)
-    reads = row * gpt.ln_f.weight
-    reads = (reads - reads.mean()) / (x[-1].var(correction=0) + gpt.ln_f.eps).sqrt()  # (C,): y @ reads is what y adds
+    row, reads = read_directly(model, ids, x[-1], answer, other)
     mlp_biases = torch.stack([block.mlp.c_proj.bias for block in gpt.h])  # (L,C)
     parts = {
         "heads": (z * torch.stack([reads @ block.attn.c_proj.weight for block in gpt.h]).view_as(z)).sum(-1),
@@ -180,6 +176,17 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     if neurons is not None:
         parts["mlps"][neurons], parts["neurons"] = 0, mlp_post[neurons] * (reads @ gpt.h[neurons].mlp.c_proj.weight)
     return LogitParts(parts)
+
+
+def read_directly(model, ids, x, answer, other=None):
+    """(row, reads), (C,) each, for a final residual vector x (C,): row @ ln_f(x) is logit(answer) [- logit(other)], and
+    y @ reads what a part y of x adds to it, the norm's scale held at that of x.
+    """
+    ln_f, answers = model.transformer.ln_f, [answer] + [other] * (other is not None)
+    rows = model.lm_head.weight[torch.cat([answer_ids(model, each, ids, ids, "given") for each in answers])]
+    row = rows[0] - rows[1:].sum(0)
+    reads = row * ln_f.weight
+    return row, (reads - reads.mean()) / (x.var(correction=0) + ln_f.eps).sqrt()
 
 
 def _run(model, text, *sites):

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode, tokens
+from mingpt.interpretability.inputs import check_mode, encode, tokens
+from mingpt.interpretability.logit_lens import read_directly
 from mingpt.model import Patch, plain
 
 AT_ONCE = 1024  # tokens that run together, padding included, which bounds the memory; a single window is never cut
@@ -108,18 +109,16 @@ def important_neurons(model, text, answer, other=None, k=10):
     ids = encode(model, text)
     if len(ids) != 1 or k < 1:
         raise ValueError(f"give one text, or ids (1, T), and k of at least 1; got {len(ids)} and {k}")
-    answers = torch.cat([answer_ids(model, x, ids, ids, "given") for x in [answer] + [other] * (other is not None)])
-    unembedding = model.lm_head.weight[answers[0]] - model.lm_head.weight[answers[1:]].sum(0)  # (C,)
     kept, ln_f, blocks = tails.record(model, ids, ["mlp_post"]), model.transformer.ln_f, model.transformer.h
     end = kept["resid_post"][len(blocks) - 1][0, -1]  # (C,)
-    direction = (ln_f.weight * unembedding) / (end.var(correction=0) + ln_f.eps).sqrt()
-    weights = torch.stack([(direction - direction.mean()) @ block.mlp.c_proj.weight for block in blocks])  # (L,4C)
+    row, reads = read_directly(model, ids, end, answer, other)
+    weights = torch.stack([reads @ block.mlp.c_proj.weight for block in blocks])  # (L,4C)
     acts = torch.stack([x[0, -1] for x in kept["mlp_post"].values()])  # (L,4C)
     top = (acts * weights).abs().flatten().topk(min(k, acts.numel())).indices
     layers, at = (top // acts.size(1)).tolist(), top % acts.size(1)
     zeroed = [Patch(l, None, lambda x, n=n: x.index_fill(-1, n, 0), "mlp_post") for l, n in zip(layers, at)]
     ablated = torch.stack([tails.run(model, ids, [patch])[0, -1] for patch in zeroed])  # (k,C)
-    direct, ablation = (acts * weights).flatten()[top], (ln_f(end) - ln_f(ablated)) @ unembedding  # (k,)
+    direct, ablation = (acts * weights).flatten()[top], (ln_f(end) - ln_f(ablated)) @ row  # (k,)
     disagree = (direct - ablation).abs() > torch.maximum(direct.abs(), ablation.abs()) / 2
     return ImportantNeurons([*zip(layers, at.tolist())], acts.flatten()[top], direct, ablation, disagree)
 
