@@ -20,8 +20,10 @@ import sysconfig
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, get_args
 
 import torch
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
@@ -45,21 +47,21 @@ MEASURED = 100  # rows, spread evenly over a text, on which a loss is measured
 class Preset:
     """A model and its training; on the command line each field is an option that goes before the preset's value."""
 
-    vocab_size: int  # of a byte-level BPE that is trained on the text; 257 is one token per byte
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int  # tokens in a row
-    batch_size: int  # rows in a step
-    max_iters: int  # steps
-    learning_rate: float  # at its highest; a cosine brings it to a tenth
-    dropout: float = 0.0
-    accumulation: int = 4  # parts in which a batch goes through the model: they fit into the processor's cache
-    warmup_iters: int = 100
-    weight_decay: float = 0.1
-    checkpoint_interval: int = 100  # steps between checkpoints to go on from
-    kept: int = 24  # models that stay besides the untrained one, denser early; at each the losses are measured
-    seed: int = 0
+    vocab_size: Annotated[int, "of a byte-level BPE that is trained on the text; 257 is one token per byte"]
+    n_layer: Annotated[int, "layers"]
+    n_head: Annotated[int, "heads in a layer"]
+    n_embd: Annotated[int, "width of the residual stream"]
+    block_size: Annotated[int, "tokens in a row"]
+    batch_size: Annotated[int, "rows in a step"]
+    max_iters: Annotated[int, "steps"]
+    learning_rate: Annotated[float, "at its highest; a cosine brings it to a tenth"]
+    dropout: Annotated[float, "of embeddings and of what blocks add"] = 0.0
+    accumulation: Annotated[int, "parts in which a batch goes through the model: small ones fit into a CPU's cache"] = 4
+    warmup_iters: Annotated[int, "steps in which the learning rate rises"] = 100
+    weight_decay: Annotated[float, "of matrices, embeddings aside"] = 0.1
+    checkpoint_interval: Annotated[int, "steps between checkpoints to go on from"] = 100
+    kept: Annotated[int, "models that stay besides the untrained one, denser early; there losses are measured"] = 24
+    seed: Annotated[int, "of weights, dropout and batches"] = 0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -86,10 +88,13 @@ def read_corpus(name):
         paths = [path for path in sorted(root.rglob("*.py")) if not NOT_SOURCE & {*path.relative_to(root).parts}]
     else:
         paths = sorted(Path(name).rglob("*.txt")) if Path(name).is_dir() else [Path(name)]
-    try:
-        texts = [strip_licence(path.read_text(encoding="utf-8-sig")) for path in paths]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name!r} is none of {', '.join(DEFAULT)}, and no utf-8 text can be read: {error}") from error
+    texts = []
+    for path in paths:
+        try:
+            texts.append(strip_licence(path.read_text(encoding="utf-8-sig")))
+        except (OSError, UnicodeDecodeError) as error:
+            known = f"{name!r} is none of {', '.join(DEFAULT)}"
+            raise ValueError(f"{known}, and {path} cannot be read as utf-8 text: {error}") from error
     if not any(texts):
         raise ValueError(f"{name!r} has no text; give a file with some, or a folder of such .txt files")
     return texts
@@ -120,42 +125,49 @@ def download(corpus, address, size, sha256):
         todo = "run this again, which goes on from there, or give the text as a file"
         raise ValueError(f"{address} did not come whole ({error}); {todo}") from error
     data = part.read_bytes()
-    found = len(strip_licence(data.decode(errors="replace").replace("\r\n", "\n")).encode())
-    if hashlib.sha256(data).hexdigest() != sha256 if sha256 else abs(found / size - 1) > 0.05:
+    whole = data.decode(errors="replace").replace("\r\n", "\n")
+    text = strip_licence(whole)
+    found = len(text.encode())
+    if hashlib.sha256(data).hexdigest() != sha256 if sha256 else text == whole or abs(found / size - 1) > 0.05:
         part.unlink()
         raise ValueError(f"{address} gave {found} bytes of text, not the {size} expected; nothing was kept")
-    return part.rename(path)
+    return part.replace(path)
 
 
 def windows(ids, T, stride=1):
-    """A dataset of (x, y), each (T,): one from every `stride` tokens on."""
-    rows = torch.tensor(ids).unfold(0, T + 1, stride)  # (N,T+1), a view
+    """A dataset of (x, y), each (T,): one from every `stride` tokens on, of ids (N,)."""
+    rows = ids.unfold(0, T + 1, stride)  # a view
     return TensorDataset(rows[:, :-1], rows[:, 1:])
 
 
 def train(texts, preset, output, device="auto"):
-    """The trained model, which the folder has too; ValueError where that has a run with other settings or text."""
+    """The trained model, which the folder has too; ValueError where that has a run with other settings or text.
+
+    texts: a list of str. It seeds torch's random numbers.
+    """
     output, text, T = Path(output), END_OF_TEXT.join(texts), preset.block_size
     parts = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     merges = [] if preset.vocab_size == 257 else train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
     tokenizer = BPETokenizer(Encoder(merges))
-    ids = [tokenizer.encode(part, allow_special=True) for part in parts]
+    ids = [torch.tensor(tokenizer.encode(part, allow_special=True)) for part in parts]
     if len(ids[1]) <= T:
         raise ValueError(f"the last tenth of the text has {len(ids[1])} tokens, too few for {T + 1}; give more text")
-    claim(output, asdict(preset) | {"text": hashlib.sha256(text.encode()).hexdigest()})
 
     torch.manual_seed(preset.seed)
-    rates = {"embd_pdrop": preset.dropout, "resid_pdrop": preset.dropout, "attn_pdrop": 0.0}  # fused attention has none
+    rates = {"embd_pdrop": preset.dropout, "resid_pdrop": preset.dropout}
+    rates["attn_pdrop"] = 0.0  # which fused attention does not have on a CPU
     model = GPT(GPTConfig(**chosen(preset, GPTConfig), **rates, tie_word_embeddings=True))
     model.tokenizer = tokenizer
     kept = {round(preset.max_iters * (i / preset.kept) ** 2) for i in range(preset.kept + 1)}
-    settings = {"final_learning_rate": preset.learning_rate / 10, "betas": (0.9, 0.99), "eval_batches": None}
+    settings = {"final_learning_rate": preset.learning_rate / 10, "betas": (0.9, 0.99)}
     settings |= {"device": device, "checkpoint_dir": str(output), "kept_steps": tuple(kept)}
-    seen, unseen = (windows(part, T, max(T, len(part) // MEASURED)) for part in ids)
-    trainer = Trainer(TrainerConfig(**chosen(preset, TrainerConfig), **settings), model, windows(ids[0], T), unseen)
+    trainer = Trainer(TrainerConfig(**chosen(preset, TrainerConfig), **settings), model, windows(ids[0], T))
+    content = {"text": text, "merges": repr(merges)}
+    claim(output, asdict(preset) | {name: hashlib.sha256(each.encode()).hexdigest() for name, each in content.items()})
     trainer.resume()
     bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
-    measure = partial(measure_losses, seen=seen, bits=bits, path=output / "curve.csv")
+    rows = [windows(part, T, max(T, len(part) // MEASURED)) for part in ids]
+    measure = partial(measure_losses, rows=rows, bits=bits, path=output / "curve.csv")
     trainer.add_callback("on_batch_end", measure)
     measure(trainer)
     trainer.run()
@@ -176,31 +188,45 @@ def claim(output, settings):
     if not path.exists() and pretrained.steps_in(output):
         raise ValueError(f"{output} has checkpoints of another program; give another --output")
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if other := [f"{name} {value}" for name, value in before.items() if value != settings.get(name)]:
-        raise ValueError(f"{output} has a run with {', '.join(other)}; give the same, or another --output")
+    if other := [name for name in before if before[name] != settings.get(name)]:
+        said = [
+            {"text": "another text", "merges": "other tokens"}.get(name, f"{name} {before[name]}") for name in other
+        ]
+        raise ValueError(f"{output} has a run with {', '.join(said)}; give the same, or another --output")
     with figures.written_whole(path) as beside:
         beside(path).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def measure_losses(trainer, seen, bits, path):
+def measure_losses(trainer, rows, bits, path):
     """A callback: at the kept steps the losses on rows of both texts go to the history, curve.csv and the terminal."""
     step, config, model, seconds = trainer.iter_num, trainer.config, trainer.model, trainer.seconds
     if step not in config.kept_steps or (trainer.history and trainer.history[-1][0] == step):
         return
-    row = {"step": step, "tokens": step * config.batch_size * model.block_size, "seconds": seconds}
-    row |= {"train_loss": trainer.evaluate(seen), "validation_loss": trainer.evaluate()}
-    row["bits_per_byte"] = row["validation_loss"] * bits
-    trainer.history.append([*row.values()])
+    seen, unseen = (row_losses(trainer, *dataset.tensors) for dataset in rows)
+    line = {"step": step, "tokens": step * config.batch_size * model.block_size, "seconds": seconds}
+    line |= {"train_loss": seen.mean().item(), "validation_loss": unseen.mean().item()}
+    line |= {"validation_error": unseen.std().item() / len(unseen) ** 0.5}  # standard error of the mean over rows
+    line["bits_per_byte"] = line["validation_loss"] * bits
+    trainer.history.append([*line.values()])
     with figures.written_whole(path) as beside, open(beside(path), "w", newline="") as file:
-        csv.writer(file).writerows([row, *trainer.history])
-    form = "step {}: training loss {:.3f}, validation {:.3f}, {:.3f} bits per byte; {:,.0f} tokens/s, {:.0f} min left"
-    left = seconds / max(step, 1) * (config.max_iters - step) / 60
-    tqdm.write(form.format(step, *trainer.history[-1][3:], row["tokens"] / max(seconds, 1e-9), left))
+        csv.writer(file).writerows([line, *trainer.history])
+    form = "step {}: training loss {:.3f}, validation {:.3f} +- {:.3f}, {:.3f} bits per byte"
+    text, left = form.format(step, *trainer.history[-1][3:]), seconds / max(step, 1) * (config.max_iters - step) / 60
+    tqdm.write(text + (f"; {line['tokens'] / seconds:,.0f} tokens/s, {left:.0f} min left" if step else ""))
     if len(trainer.history) % 4 == 0:
-        with torch.random.fork_rng():  # the training's random numbers stay as they are
-            ids = model.eval().generate(trainer.eval_dataset[:1][0][:, :8].to(trainer.device), 60, do_sample=True)
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # the training's random numbers stay
+            ids = model.eval().generate(rows[1][:1][0][:, :8].to(trainer.device), 60, do_sample=True)
         model.train()
-        tqdm.write(repr(model.tokenizer.decode(ids[0])))
+        tqdm.write(ascii(model.tokenizer.decode(ids[0])))  # some terminals cannot show all that a model may write
+
+
+@torch.no_grad()
+def row_losses(trainer, x, y):
+    """(N,): the mean loss of each row, in nats, without dropout."""
+    model, batches = trainer.model.eval(), zip(*(ids.to(trainer.device).split(32) for ids in (x, y)))
+    losses = [F.cross_entropy(model(x)[0].float().mT, y, reduction="none").mean(1) for x, y in batches]
+    model.train()
+    return torch.cat(losses)
 
 
 def draw_curve(rows, path=None):
@@ -209,7 +235,7 @@ def draw_curve(rows, path=None):
 
     figure = Figure(layout="constrained")
     axes = figure.subplots()
-    steps, _, _, seen, unseen, _ = zip(*rows)
+    steps, _, _, seen, unseen, *_ = zip(*rows)
     axes.plot(steps, seen, "o-", steps, unseen, "s--", markersize=4)
     axes.legend(["training text", "validation text"])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
@@ -223,7 +249,8 @@ def main(arguments=None):
     parser.add_argument("--output", help="folder of the run; default: runs/PRESET")
     parser.add_argument("--device", default="auto", help="default: cuda where there is one, else cpu")
     for field in fields(Preset):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, help="default: the preset's")
+        kind, meaning = get_args(field.type)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"{meaning}; default: the preset's")
     options = parser.parse_args(arguments)
     name = options.preset or DEFAULT.get(options.corpus, "austen-2m")
     given = {field.name: getattr(options, field.name) for field in fields(Preset)}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mingpt import pretrained
+from mingpt.interpretability.inputs import check_mps
 
 KEPT = ("iter_num", "seconds", "history")  # of a trainer, in its checkpoints
 
@@ -38,7 +39,7 @@ class TrainerConfig:
     final_learning_rate: float | None = None  # with max_iters: where a cosine from learning_rate ends; None is constant
     seed: int = 3407  # of the batches' order
     eval_interval: int | None = None  # steps between evaluations on eval_dataset
-    eval_batches: int | None = 10  # None: all of eval_dataset, once and in order
+    eval_batches: int = 10
     checkpoint_dir: str | None = None  # folder for checkpoints, the newest of which is kept
     checkpoint_interval: int = 1000  # steps between checkpoints
     kept_steps: tuple = ()  # steps whose weights are kept for good; 0 is the start
@@ -77,6 +78,12 @@ class Trainer:
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         device = config.device
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).split("\n")[0]
+            raise ValueError(f"no device {device!r} can be used here ({why}); give cpu, or auto") from error
+        check_mps(self.device)
         self.model = model.to(self.device)
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
@@ -140,14 +147,17 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.model.zero_grad(set_to_none=True)
-        self.loss, parts = 0.0, self.config.accumulation
+        self.loss, parts = torch.zeros((), device=self.device), self.config.accumulation
         for x_part, y_part in zip(x.chunk(parts), y.chunk(parts)):
-            _, loss = self.model(x_part, y_part)
-            if parts > 1:
-                loss = loss * ((y_part != -1).sum() / (y != -1).sum())  # its share of the mean over all targets
-            loss.backward()
-            self.loss += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm_clip)
+            share = (y_part != -1).sum() / (y != -1).sum() if parts > 1 else 1.0  # of the targets
+            if share:
+                loss = self.model(x_part, y_part)[1] * share
+                loss.backward()
+                self.loss = self.loss + loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm_clip)
+        if not norm.isfinite():
+            what = f"step {self.iter_num + 1} has the loss {self.loss.item()} and a gradient of size {norm.item()}"
+            raise ValueError(f"{what}; lower learning_rate, or look at the targets")
         self.optimizer.step()
 
     def _after_step(self):
@@ -163,20 +173,17 @@ class Trainer:
         due = self.iter_num % config.checkpoint_interval == 0 or self.iter_num in config.kept_steps
         if config.checkpoint_dir and due:
             self.save_checkpoint()  # after the callbacks: the random numbers that they draw are drawn
+        self.iter_time = time.monotonic()  # what was done between steps is not the next one's time
 
     @torch.no_grad()
-    def evaluate(self, dataset=None):
-        """Mean loss per row in nats over eval_batches batches of eval_dataset (or another), the same ones each time."""
-        dataset, config = self.eval_dataset if dataset is None else dataset, self.config
+    def evaluate(self):
+        """Mean loss in nats over eval_batches batches of eval_dataset, the same ones each time."""
         was_training = self.model.training
         self.model.eval()
-        if config.eval_batches is None:
-            batches = DataLoader(dataset, config.batch_size, generator=torch.Generator())
-        else:
-            batches = islice(self._loader(dataset, config.seed + 1, 0), config.eval_batches)
-        rows = [(self.model(x.to(self.device), y.to(self.device))[1].item(), len(x)) for x, y in batches]
+        batches = islice(self._loader(self.eval_dataset, self.config.seed + 1, 0), self.config.eval_batches)
+        losses = [self.model(x.to(self.device), y.to(self.device))[1].item() for x, y in batches]
         self.model.train(was_training)
-        return sum(loss * n for loss, n in rows) / sum(n for _, n in rows)
+        return sum(losses) / len(losses)
 
     def save_checkpoint(self):
         """Write checkpoint_dir/step-N: a folder that from_pretrained takes, with trainer_state.pt; drop the older ones.
@@ -186,18 +193,23 @@ class Trainer:
         """
         root = Path(self.config.checkpoint_dir)
         final, partial = root / f"step-{self.iter_num:08d}", root / "partial"
-        if final.exists():
-            return
-        shutil.rmtree(partial, ignore_errors=True)
-        pretrained.save(self.model, partial)
-        rng = {"cpu": torch.get_rng_state()}
-        rng["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        state = {name: getattr(self, name) for name in KEPT} | {"optimizer": self.optimizer.state_dict(), "rng": rng}
-        torch.save(state, partial / "trainer_state.pt")
-        for file in partial.iterdir():
-            with open(file, "rb+") as handle:
-                os.fsync(handle.fileno())  # on disk before the name says that it is whole
-        partial.rename(final)
+        if not final.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            pretrained.save(self.model, partial)
+            rng = {"cpu": torch.get_rng_state()}
+            rng["cuda"] = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+            state = {name: getattr(self, name) for name in KEPT} | {
+                "optimizer": self.optimizer.state_dict(),
+                "rng": rng,
+            }
+            try:
+                torch.save(state, partial / "trainer_state.pt")
+            except RuntimeError as error:  # its word for a full disk
+                raise ValueError(f"cannot write to {partial} ({error}); make room, or give another folder") from error
+            for file in partial.iterdir():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())  # on disk before the name says that it is whole
+            partial.rename(final)
         for step, older in pretrained.steps_in(root).items():
             if step in self.config.kept_steps and step < self.iter_num:
                 (older / "trainer_state.pt").unlink(missing_ok=True)
@@ -215,8 +227,8 @@ class Trainer:
         state = torch.load(newest / "trainer_state.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if torch.cuda.is_available() and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
         for name in KEPT:
             setattr(self, name, state[name])
         self.resumed = True

@@ -276,7 +276,7 @@ def train_beside_transformers(name, rounds, steps=8):
     torch.manual_seed(0)
     preset = PRESETS[name]
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(Path("mingpt").rglob("*.py")))
-    rows = windows([*text.encode()], preset.block_size)
+    rows = windows(torch.tensor([*text.encode()]), preset.block_size)
     dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
     model = GPT(GPTConfig(**chosen(preset, GPTConfig), **dropout, tie_word_embeddings=True))
     settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0}

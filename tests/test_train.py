@@ -60,8 +60,9 @@ def test_models_are_kept_at_the_steps_where_the_losses_were_measured(run):
             part = torch.tensor(model.tokenizer.encode(part))
             starts = range(0, len(part) - 16, max(16, len(part) // 100))
             x = torch.stack([part[i : i + 17] for i in starts])
-            loss = F.cross_entropy(model(x[:, :-1])[0].flatten(0, 1), x[:, 1:].flatten()).item()
-            assert float(row[name]) == pytest.approx(loss, abs=1e-5)  # sums in another order
+            losses = F.cross_entropy(model(x[:, :-1])[0].mT, x[:, 1:], reduction="none").mean(1)
+            assert float(row[name]) == pytest.approx(losses.mean().item(), abs=1e-5)  # sums in another order
+        assert float(row["validation_error"]) == pytest.approx(losses.std().item() / len(losses) ** 0.5, rel=1e-3)
         assert float(row["bits_per_byte"]) == pytest.approx(float(row["validation_loss"]) / math.log(2))
         assert int(row["tokens"]) == int(row["step"]) * 4 * 16
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -91,6 +92,21 @@ def test_training_lowers_the_loss_below_that_of_letter_frequencies(tmp_path):
     assert float(rows(tmp_path)[-1]["validation_loss"]) < -(share * share.log()).sum() - 0.5
 
 
+def test_the_last_tenth_is_not_learned_and_the_cosine_ends_at_a_tenth_of_the_rate(tmp_path, monkeypatch):
+    rates, step = [], Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, x, y: (step(self, x, y), rates.append(self.learning_rate())))
+    unseen = "zyxw" * 300
+    settings = replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10)
+    train.train(["abcd" * 2700 + unseen], settings, tmp_path, "cpu")
+    last = rows(tmp_path)[-1]
+    assert float(last["train_loss"]) < 0.1 and float(last["validation_loss"]) > math.log(257)
+    assert (
+        rates[0] == pytest.approx(1e-3)
+        and max(rates) == pytest.approx(1e-2)
+        and rates[-1] == pytest.approx(1e-3, rel=0.01)
+    )
+
+
 def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_tokens(tmp_path):
     rng = random.Random(0)
     text, unseen = "".join(rng.choice("abcdefghijklmno ") for _ in range(12_000)), "zyxwvut " * 150  # less than a tenth
@@ -112,7 +128,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole_one():
 
         def __getitem__(self, i):
             row = torch.arange(i, i + 7) % 11
-            return row[:-1], row[1:].masked_fill(torch.arange(6) < i, -1)
+            return row[:-1], row[1:].masked_fill(torch.arange(6) < (6 if i > 2 else i), -1)
 
     def gradients(accumulation):
         torch.manual_seed(0)
@@ -120,7 +136,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole_one():
         model = GPT(GPTConfig(**sizes, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
         config = Trainer.get_default_config()
         config.device, config.max_iters, config.batch_size, config.accumulation = "cpu", 1, 5, accumulation
-        config.grad_norm_clip = 1e9
+        config.grad_norm_clip, config.seed = 1e9, 1  # a batch whose last part has no target at all
         trainer = Trainer(config, model, Rows())
         trainer.run()
         return trainer.loss.item(), [p.grad for p in model.parameters()]
@@ -135,8 +151,15 @@ def test_fused_attention_in_training_gives_the_logits_of_the_explicit_pattern():
     torch.manual_seed(0)
     sizes = {"n_layer": 4, "n_head": 3, "n_embd": 21, "vocab_size": 11, "block_size": 6}
     model = GPT(GPTConfig(**sizes, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
-    ids = torch.randint(11, (2, 5))
-    torch.testing.assert_close(model.train()(ids)[0], model.eval()(ids)[0], atol=1e-6, rtol=1e-5)
+    ids = torch.randint(11, (2, 6))
+    logits, gradients = [], []
+    for mode in (True, False):
+        model.train(mode).zero_grad()
+        logits.append(model(ids[:, :-1], ids[:, 1:])[0])
+        model(ids[:, :-1], ids[:, 1:])[1].backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
 def test_two_killed_runs_end_like_an_undisturbed_one(tmp_path):
@@ -166,9 +189,10 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere.txt"], "is none of shakespeare, austen, python, and no utf-8 text can be read"),
+        (["nowhere.txt"], "is none of shakespeare, austen, python, and nowhere.txt cannot be read"),
         (["empty"], "has no text"),
-        (["latin.txt"], "no utf-8 text"),
+        (["latin.txt"], "latin.txt cannot be read as utf-8 text"),
+        (["text.txt", "--device", "warp"], "no device 'warp' can be used here"),
         (["short.txt", "--preset", "shakespeare-char"], "too few for 129"),
         (["text.txt", "--vocab-size", "200"], "vocab_size must be at least 257"),
         (["text.txt", "--n-layer", "0"], "n_layer must be above 0"),
@@ -184,7 +208,7 @@ def test_wrong_use_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypa
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "short.txt").write_text("short")
     (tmp_path / "text.txt").write_text(TEXT)
-    assert train.main([*arguments, "--device", "cpu"]) == 2
+    assert train.main(["--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
@@ -193,8 +217,34 @@ def test_a_folder_with_another_run_is_refused_and_says_what_differs(run):
     folder, _ = run
     with pytest.raises(ValueError, match="has a run with learning_rate 0.001, seed 0; give the same"):
         train.train([TEXT], replace(TINY, learning_rate=2e-3, seed=5), folder, "cpu")
-    with pytest.raises(ValueError, match="has a run with text "):
+    with pytest.raises(ValueError, match="has a run with another text; give the same"):
         train.train([TEXT + "!"], TINY, folder, "cpu")
+
+
+def test_a_run_that_cannot_begin_leaves_its_folder_to_another(tmp_path):
+    with pytest.raises(ValueError, match="not a multiple of n_head"):
+        train.train([TEXT], replace(TINY, n_head=2), tmp_path, "cpu")
+    assert not [*tmp_path.iterdir()]
+    train.train([TEXT], TINY, tmp_path, "cpu")
+
+
+def test_other_tokens_are_not_taken_for_those_of_the_run(tmp_path, monkeypatch):
+    preset = replace(TINY, vocab_size=259)
+    monkeypatch.setattr(train, "train_bpe", lambda texts, size: [("t", "i"), ("e", "s")])
+    train.train([TEXT], preset, tmp_path, "cpu")
+    monkeypatch.setattr(train, "train_bpe", lambda texts, size: [("e", "s"), ("t", "i")])
+    with pytest.raises(ValueError, match="has a run with other tokens; give the same"):
+        train.train([TEXT], preset, tmp_path, "cpu")
+
+
+def test_a_sample_that_the_terminal_cannot_show_does_not_end_the_run(tmp_path):
+    (tmp_path / "text.txt").write_text("\u0416\u0428" * 3000, encoding="utf-8")
+    options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 6 --kept 6 --device cpu"
+    process = [sys.executable, "-m", "mingpt.train", "text.txt", *options.split()]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(process, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "\\u0416" in done.stdout
 
 
 def test_the_presets_have_the_sizes_in_their_names():
@@ -261,7 +311,7 @@ def test_a_download_that_was_killed_before_its_last_step_is_taken_as_it_is(shelf
 def test_what_is_not_the_text_is_refused_and_not_kept(shelf, corpus, file):
     hub, cache = shelf
     data = hub.repos["texts"][file]
-    hub.sent[file] = data.replace(b"o", b"0") if corpus == "shakespeare" else b"<html>Try again later</html>"
+    hub.sent[file] = data.replace(b"o", b"0") if corpus == "shakespeare" else data[: data.index(b"*** END")]
     with pytest.raises(ValueError, match="bytes of text, not the .* expected; nothing was kept"):
         train.read_corpus(corpus)
     assert not [*cache.rglob("*.*")]

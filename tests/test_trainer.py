@@ -56,6 +56,36 @@ def test_evaluation_is_the_same_each_time_and_leaves_the_mode_as_it_was():
     assert not trainer.model.training
 
 
+def test_the_gradient_is_clipped():
+    trainer = make_trainer(max_iters=1, grad_norm_clip=0.01)
+    trainer.run()
+    norm = torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+    trainer = make_trainer(max_iters=60, learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_interval=1)
+    with pytest.raises(ValueError, match="step .* has the loss nan and a gradient .*; lower learning_rate"):
+        trainer.run()
+    trainer = make_trainer(checkpoint_dir=tmp_path)
+    assert trainer.resume()  # pretrained.load takes no weights that are not finite
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("warp", "meta:x"):
+        with pytest.raises(ValueError, match="no device .* can be used here"):
+            make_trainer(device=device)
+
+
+def test_a_cleaning_that_was_cut_short_is_done_again(tmp_path):
+    make_trainer(checkpoint_dir=tmp_path, max_iters=5).run()
+    (tmp_path / "step-00000004").mkdir()  # what a kill left of an older checkpoint
+    again = make_trainer(checkpoint_dir=tmp_path, max_iters=5)
+    again.resume()
+    again.run()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000005"]
+
+
 def test_callbacks_are_called_after_each_step_and_may_end_the_run():
     seen = []
 

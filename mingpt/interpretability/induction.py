@@ -41,9 +41,11 @@ def draw_prompts(model, length=None, bases=32, seed=0, text=None):
     if text is None:
         control = torch.rand(4 * bases, V, generator=generator).topk(n).indices.view(bases, 4 * n)
         return torch.stack([control[:, :n].repeat(1, 4), control])
-    tokens = torch.tensor(model.tokenizer.encode(text) if model.tokenizer else [])
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer; leave the text out, for random tokens")
+    tokens = torch.tensor(model.tokenizer.encode(text))
     if len(tokens) < 4 * n:
-        raise ValueError(f"the text has {len(tokens)} tokens for this model, needs {4 * n}; give a longer one, or none")
+        raise ValueError(f"the text has {len(tokens)} tokens, needs {4 * n}; give a longer one, or none")
     starts = torch.randint(len(tokens) - 4 * n + 1, (5 * bases, 1), generator=generator)
     texts, others = tokens[starts + torch.arange(4 * n)].split([bases, 4 * bases])
     control = others[:, :n].reshape(bases, 4 * n)
@@ -54,31 +56,45 @@ def draw_prompts(model, length=None, bases=32, seed=0, text=None):
 def study_induction(model, prompts, kinds=("zero", "mean")):
     """{name: (B,L,H) for each head, or (B,) for the model}, of each base by itself; mean_error averages.
 
-    A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c) over the last three pieces and
-    loss(text), in nats; ICL, loss late - early in the texts, else in r: negative = it learns in context. Then for each
-    kind and head ablated: "change of Delta, zero" (its own A is left out), "change of loss(r), zero", "ICL share lost,
-    zero", of 1. prompts: of draw_prompts, or any such ids. kinds: "zero" makes the head's z 0, "mean" its mean over c.
-    Cost: 1 pass over the prompts, and L*H for each kind.
+    A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c) and loss(text), in nats, over
+    the last three pieces, the first token of which nothing foretells and is left out; ICL, loss in the last tenth of
+    the positions - in the second tenth, of the texts if there are any, else of r: negative = it learns in context.
+    Then for each kind and head ablated: "change of Delta, zero" (its own A is left out), "change of loss(r), zero",
+    "ICL share lost, zero", of 1 (nan where ICL is not below 0 by 4 standard errors: there is nothing to lose).
+    prompts: of draw_prompts, or any such ids. kinds: "zero" makes the head's z 0, "mean" its mean over c.
+    Cost: 1 pass over the prompts, and L*H for each kind; "mean": 1 more over c. ValueError for a single head.
     """
     check_mode(model)
+    if kinds and model.config.n_layer * model.config.n_head < 2:
+        raise ValueError("without its only head nothing is left to compare; take a model with two heads, or kinds=()")
     if not {*kinds} <= {"zero", "mean"}:
         raise ValueError(f'kinds must be of "zero" and "mean", got {kinds}')
     prompts = prompts.to(model.lm_head.weight.device)
     values = _measure(model, prompts)
     values["Delta"] = values["A(r)-A(c)"].flatten(1)[:, values["A(r)-A(c)"].mean(0).argmax()]
-    z = tails.record(model, prompts[1], ["z"])["z"] if "mean" in kinds else {}
+    z = _mean_z(model, prompts[1]) if "mean" in kinds else None
+    icl, error = mean_error(values["ICL"])
+    whole = icl if icl < -4 * error else torch.nan
     heads = product(kinds, range(model.config.n_layer), range(model.config.n_head))
     for kind, l, h in tqdm([*heads], desc="ablating", unit="head", disable=None):
-        new = z[l][:, h].mean((0, 1)) if kind == "mean" else torch.zeros(())  # (B,T,D) -> (D,)
+        new = z[l, h] if kind == "mean" else torch.zeros(())
         ablated = _measure(model, prompts, [Patch(l, None, new, "z", h)])
         others = ablated["A(r)-A(c)"]
         others[:, l, h] = -torch.inf
         delta = others.flatten(1)[:, others.mean(0).argmax()]
-        lost = (values["ICL"] - ablated["ICL"]) / values["ICL"].mean()
+        lost = (values["ICL"] - ablated["ICL"]) / whole
         changes = (delta - values["Delta"], ablated["loss(r)"] - values["loss(r)"], lost)
         for name, change in zip(("change of Delta", "change of loss(r)", "ICL share lost"), changes):
             values.setdefault(f"{name}, {kind}", torch.empty_like(others))[:, l, h] = change
     return values
+
+
+def _mean_z(model, ids):
+    """(L,H,D): every head's mean z over these inputs (B,T)."""
+    total, batches = 0, ids.split(max(1, 2000 // ids.size(1)))
+    for some in batches:
+        total = total + torch.stack([*tails.record(model, some, ["z"])["z"].values()]).sum((1, 3))  # (L,b,H,T,D) ->
+    return total / ids.numel()
 
 
 def _measure(model, prompts, patches=()):
@@ -120,6 +136,8 @@ def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
     """{step: study_induction without ablation} of the checkpoints in a run folder; {} if it has none. A pass each."""
     curve, prompts = {}, None
     for step, folder in tqdm(sorted(pretrained.steps_in(run_folder).items()), unit="checkpoint", disable=None):
+        if not folder.exists():
+            continue  # the run goes on, and has removed it
         model = GPT.from_pretrained(folder)
         prompts = draw_prompts(model, length, bases, seed, text) if prompts is None else prompts
         curve[step] = study_induction(model, prompts, kinds=())
@@ -137,40 +155,55 @@ def plot_study(model, prompts, values, path=None):
 
     maps, n = {name: value.mean(0) for name, value in values.items() if value.ndim == 3}, prompts.size(2) // 4
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
-    ids = prompts[:2, :16].flatten(0, 1).to(model.lm_head.weight.device)
-    pattern = tails.record(model, ids, ["pattern"])["pattern"][layer][:, head].cpu().float()
-    r, c = pattern.unflatten(0, (2, -1)).mean(1)  # (rb,T,T) -> (T,T) each
+    pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T): a pair at a time, for memory
+    r, c = sum(tails.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs) / len(pairs)
     maps[f"{layer}.{head} on r"] = r
     maps |= {f"{layer}.{head} on {x}, pieces 2, 1": part[n : 2 * n, :n] for x, part in zip("rc", (r, c))}
     rows = len(maps) // 3
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
         origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
-        norm = CenteredNorm(0, None if "loss" in name else 1)
-        figure.colorbar(axes.imshow(mean.numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
+        norm = CenteredNorm(0, None if "los" in name else 1)  # losses, and shares lost, may be above 1
+        figure.colorbar(axes.imshow(mean.cpu().numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
         axes.set(title=name, xlabel=xlabel, ylabel=ylabel)
         axes.locator_params(integer=True)
     return figures.shown(figure, path)
 
 
-def plot_curve(curve, path=None):
-    """The Figure of induction_curve by step: A(r)-A(c) of each head, the highest five named; below, losses and ICL."""
+def plot_curve(curve, path=None, losses=None):
+    """The Figure of induction_curve by step: A(r)-A(c) of each head, the highest five named; the prompts' losses, ICL.
+
+    losses: {"step": [...], name: [...], ...}, drawn below: those of the training itself, in nats per token.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    figure = Figure(figsize=(8, 12 if losses else 8), layout="constrained")
+    panels = figure.subplots(3 if losses else 2, 1, sharex=True)
     heads = torch.stack([values["A(r)-A(c)"].mean(0) for values in curve.values()])  # (S,L,H)
     for rank, i in enumerate(heads.amax(0).flatten().argsort(descending=True).tolist()):
         l, h = divmod(i, heads.size(2))
         style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
-        above.plot(list(curve), heads[:, l, h].numpy(), **style)
+        panels[0].plot(list(curve), heads[:, l, h].numpy(), **style)
     for name in [name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if name in [*curve.values()][0]]:
         found = torch.tensor([mean_error(values[name]) for values in curve.values()])  # (S,2)
-        below.errorbar(list(curve), *found.T.numpy(), label=name)
-    for axes, ylabel, ylim in ((above, "A(r)-A(c)", (-0.05, 1)), (below, "nats, with standard errors", None)):
-        axes.set(xlabel="step", ylabel=ylabel, ylim=ylim)
+        panels[1].errorbar(list(curve), *found.T.numpy(), label=name)
+    for name in [name for name in losses or () if name != "step"]:
+        panels[2].plot(losses["step"], losses[name], label=name)
+    ylabels = "A(r)-A(c)", "on the prompts: nats, with standard errors", "of the training: nats per token"
+    for axes, ylabel in zip(panels, ylabels):
+        axes.set(xlabel="step", ylabel=ylabel)
         axes.legend()
     return figures.shown(figure, path)
+
+
+def read_losses(run_folder):
+    """{"step": [...], "train_loss": [...], "validation_loss": [...]} of the run's curve.csv; None if it has none."""
+    try:
+        with open(Path(run_folder) / "curve.csv", newline="", encoding="utf-8") as file:
+            rows = [*csv.DictReader(file)]
+        return {name: [float(row[name]) for row in rows] for name in ("step", "train_loss", "validation_loss")}
+    except (OSError, KeyError):
+        return None
 
 
 def summarize(values):
@@ -188,18 +221,18 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     picture.parent.mkdir(parents=True, exist_ok=True)
     figures.check_output(picture)
     drawn = (length, bases, seed, text and Path(text).read_text(encoding="utf-8"))
-    curve = induction_curve(name, *drawn)  # first, since a run that goes on removes some of its checkpoints
-    model = GPT.from_pretrained(name)
+    last, model = max(pretrained.steps_in(name), default=None), GPT.from_pretrained(name)
+    curve = induction_curve(name, *drawn)
     prompts = draw_prompts(model, *drawn)
     values = study_induction(model, prompts)
     plot_study(model, prompts, values, picture)
     if curve:
-        plot_curve(curve, picture.with_name("curve.png"))
+        plot_curve(curve, picture.with_name("induction_curve.png"), read_losses(name))
     setting = {"n": bases, "length": prompts.size(2) // 4, "seed": seed, "text": text}
     with figures.written_whole(table) as beside, open(beside(table), "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["step", "quantity", "layer.head", "mean", "standard error", *setting])
-        for step, found in (curve | {max(curve, default=None): values}).items():
+        for step, found in (curve | {last: values}).items():
             lines.writerows([step, *row, *setting.values()] for row in summarize(found))
     print(f"{name}, {setting}: mean +- standard error, of heads the five largest")
     for quantity, rows in groupby(summarize(values), itemgetter(0)):
@@ -213,7 +246,7 @@ def main(arguments=None):
     """The command line: 0, or 2 after a message that says what to change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="MODEL_OR_RUN", help="of a run, the last model is studied, the curve is of all")
-    parser.add_argument("--output", required=True, help="folder for induction.png, curve.png and induction.csv")
+    parser.add_argument("--output", required=True, help="folder for induction.png, .csv and induction_curve.png")
     parser.add_argument("--text", help="a file to take bases from; without it they are random tokens")
     for flag, default in (("--length", None), ("--bases", 32), ("--seed", 0)):
         parser.add_argument(flag, type=int, default=default, help="default: %(default)s")
