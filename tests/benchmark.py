@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -279,12 +281,13 @@ def train_beside_transformers(name, rounds, steps=8):
     rows = windows(torch.tensor([*text.encode()]), preset.block_size)
     dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
     model = GPT(GPTConfig(**chosen(preset, GPTConfig), **dropout, tie_word_embeddings=True))
-    settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0}
-    config = TrainerConfig(device="cpu", **settings)
-    trainer = Trainer(config, model, rows)
+    settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0, "device": "cpu"}
+    parts = {"mingpt": preset.accumulation, "mingpt, whole batch": 1}
+    configs = {way: TrainerConfig(**settings | {"accumulation": n}) for way, n in parts.items()}
+    trainers, config = {way: Trainer(configs[way], deepcopy(model), rows) for way in parts}, configs["mingpt"]
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(model, folder)
-        peer = GPT2LMHeadModel.from_pretrained(folder).train()
+        peer = GPT2LMHeadModel.from_pretrained(folder, use_cache=False).train()
     linear, others = [], []  # decayed as configure_optimizers does, so that the losses can be compared
     for weight, parameter in peer.named_parameters():
         (linear if parameter.ndim == 2 and "wte" not in weight and "wpe" not in weight else others).append(parameter)
@@ -292,16 +295,14 @@ def train_beside_transformers(name, rounds, steps=8):
     optimizer = torch.optim.AdamW(groups, preset.learning_rate, config.betas)
     sampler = StepSampler(len(rows), config.batch_size, config.seed)
     batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=sampler))
-    seconds, losses = {"mingpt": [], "transformers": []}, {"mingpt": [], "transformers": []}
-
-    def note(trainer):
-        seconds["mingpt"].append(trainer.iter_dt)
-        losses["mingpt"].append(trainer.loss.item())
-
-    trainer.add_callback("on_batch_end", note)
+    seconds, losses = defaultdict(list), defaultdict(list)
+    for way, trainer in trainers.items():
+        trainer.add_callback("on_batch_end", lambda trainer, way=way: seconds[way].append(trainer.iter_dt))
+        trainer.add_callback("on_batch_end", lambda trainer, way=way: losses[way].append(trainer.loss.item()))
     for _ in range(rounds):
-        config.max_iters += steps
-        trainer.run()
+        for trainer in trainers.values():
+            trainer.config.max_iters += steps
+            trainer.run()
         for _ in range(steps):
             start = time.perf_counter()
             x, y = next(batches)
@@ -315,9 +316,9 @@ def train_beside_transformers(name, rounds, steps=8):
     tokens = preset.batch_size * preset.block_size
     rates = {way: tokens / statistics.median(times) for way, times in seconds.items()}
     for way, rate in rates.items():
-        print(f"{way:14}{rate:10,.0f} tokens/s   loss {losses[way][0]:.4f} to {losses[way][-1]:.4f}")
-    apart = max(abs(a - b) for a, b in zip(*losses.values()))
-    print(f"{name}: {rates['mingpt'] / rates['transformers']:.2f} times as fast; losses at most {apart:.4f} apart")
+        apart = max(abs(a - b) for a, b in zip(losses[way], losses["transformers"]))
+        print(f"{way:20}{rate:8,.0f} tokens/s, {rate / rates['transformers']:.2f} times transformers'", end="; ")
+        print(f"loss {losses[way][0]:.4f} to {losses[way][-1]:.4f}, at most {apart:.4f} apart")
 
 
 def main():

@@ -43,6 +43,11 @@ def newest(folder):
     return max(pretrained.steps_in(folder / "run"), default=-1)
 
 
+def wait_for_more(folder, step, process):
+    while newest(folder) == step and process.poll() is None:
+        time.sleep(0.002)
+
+
 def kill_and_compare(root, kills, seed=0):
     """How far each killed process had come, a list of steps; AssertionError where the two runs differ."""
     rng, reached, steps = random.Random(seed), [], 40 * kills
@@ -50,12 +55,16 @@ def kill_and_compare(root, kills, seed=0):
     for folder in (undisturbed, disturbed):
         folder.mkdir()
         (folder / "text.txt").write_text(TEXT)
-    assert start(undisturbed, steps).wait() == 0
+    process = start(undisturbed, steps)
+    wait_for_more(undisturbed, -1, process)
+    began = time.monotonic()
+    assert process.wait() == 0
+    longest = 0.8 * (time.monotonic() - began) / kills  # so that the kills fall anywhere in the run, and it never ends
     while len(reached) < kills:
-        process, before, early = start(disturbed, steps), newest(disturbed), rng.random() < 0.2
-        while not early and newest(disturbed) == before and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(0.3 * rng.random())
+        process, before = start(disturbed, steps), newest(disturbed)
+        if len(reached) % 5 != 1:  # some are killed before they have come any further
+            wait_for_more(disturbed, before, process)
+        time.sleep(longest * rng.random())
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run had ended before it could be killed"
         reached.append(newest(disturbed))
