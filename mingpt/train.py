@@ -150,8 +150,8 @@ def train(texts, preset, output, device="auto"):
     merges = [] if preset.vocab_size == 257 else train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
     tokenizer = BPETokenizer(Encoder(merges))
     ids = [torch.tensor(tokenizer.encode(part, allow_special=True)) for part in parts]
-    if len(ids[1]) <= T:
-        raise ValueError(f"the last tenth of the text has {len(ids[1])} tokens, too few for {T + 1}; give more text")
+    if len(ids[1]) <= 2 * T:
+        raise ValueError(f"the last tenth of the text has {len(ids[1])} tokens, needs {2 * T + 1}; give more text")
 
     torch.manual_seed(preset.seed)
     rates = {"embd_pdrop": preset.dropout, "resid_pdrop": preset.dropout}
@@ -189,10 +189,9 @@ def claim(output, settings):
         raise ValueError(f"{output} has checkpoints of another program; give another --output")
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if other := [name for name in before if before[name] != settings.get(name)]:
-        said = [
-            {"text": "another text", "merges": "other tokens"}.get(name, f"{name} {before[name]}") for name in other
-        ]
-        raise ValueError(f"{output} has a run with {', '.join(said)}; give the same, or another --output")
+        said = {"text": "another text", "merges": "other tokens"}
+        found = ", ".join(said.get(name, f"{name} {before[name]}") for name in other)
+        raise ValueError(f"{output} has a run with {found}; give the same, or another --output")
     with figures.written_whole(path) as beside:
         beside(path).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -193,7 +193,7 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
         (["empty"], "has no text"),
         (["latin.txt"], "latin.txt cannot be read as utf-8 text"),
         (["text.txt", "--device", "warp"], "no device 'warp' can be used here"),
-        (["short.txt", "--preset", "shakespeare-char"], "too few for 129"),
+        (["short.txt", "--preset", "shakespeare-char"], "needs 257; give more text"),
         (["text.txt", "--vocab-size", "200"], "vocab_size must be at least 257"),
         (["text.txt", "--n-layer", "0"], "n_layer must be above 0"),
         (["text.txt", "--n-head", "5"], "not a multiple of n_head"),

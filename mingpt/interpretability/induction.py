@@ -163,9 +163,10 @@ def plot_study(model, prompts, values, path=None):
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
         origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
-        norm = CenteredNorm(0, None if "los" in name else 1)  # losses, and shares lost, may be above 1
+        alike = maps["A(r)"] if name[0] == "A" else r[n : 2 * n, :n] if "pieces" in name else mean  # r and c compare
+        norm = CenteredNorm(0, alike.abs().max().item() or None)
         figure.colorbar(axes.imshow(mean.cpu().numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
-        axes.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        axes.set(title=name + ": none to lose" * bool(mean.isnan().all()), xlabel=xlabel, ylabel=ylabel)
         axes.locator_params(integer=True)
     return figures.shown(figure, path)
 
@@ -236,8 +237,9 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
             lines.writerows([step, *row, *setting.values()] for row in summarize(found))
     print(f"{name}, {setting}: mean +- standard error, of heads the five largest")
     for quantity, rows in groupby(summarize(values), itemgetter(0)):
-        largest = sorted(rows, key=lambda row: -abs(row[2]))[:5]
-        print(f"{quantity:24}", *(f"{place:>4} {mean:.3f} +- {error:.3f}" for _, place, mean, error in largest))
+        largest = sorted((row for row in rows if row[2] == row[2]), key=lambda row: -abs(row[2]))[:5]  # not nan
+        found = [f"{place:>4} {mean:.3f} +- {error:.3f}" for _, place, mean, error in largest]
+        print(f"{quantity:24}", *found or ["none to lose"])
     for kind in ("zero", "mean"):
         print(f"needed ({kind}):", name_candidates(values, kind))
 
