@@ -199,8 +199,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, tap=untouched):
         B, T, C = x.shape
-        heads = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B,T,3C) -> (3,B,H,T,D)
-        q, k, v = (tap(site, each) for site, each in zip("qkv", heads))  # (B,H,T,D) each
+        parts = zip("qkv", self.c_attn(x).chunk(3, -1))  # (B,T,3C) -> 3 x (B,T,C)
+        q, k, v = (tap(site, part.view(B, T, self.n_head, -1).transpose(1, 2)) for site, part in parts)  # (B,H,T,D)
         if self.training and tap is untouched:
             p = self.attn_dropout.p
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p, scale=self.scale)
@@ -302,7 +302,8 @@ class GPT(nn.Module):
             {"params": decay, "weight_decay": train_config.weight_decay},
             {"params": no_decay, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=train_config.learning_rate, betas=train_config.betas)
+        fused = self.lm_head.weight.device.type in ("cpu", "cuda")  # which every PyTorch from 2.4 on has
+        return torch.optim.AdamW(groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused)
 
     def forward(self, idx, targets=None, store_activations=False, patch_params=None):
         """(logits (B,T,V), loss); the loss is None without targets (B,T), else the mean in nats over those not -1.

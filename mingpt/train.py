@@ -56,7 +56,7 @@ class Preset:
     max_iters: Annotated[int, "steps"]
     learning_rate: Annotated[float, "at its highest; a cosine brings it to a tenth"]
     dropout: Annotated[float, "of embeddings and of what blocks add"] = 0.0
-    accumulation: Annotated[int, "parts in which a batch goes through the model: small ones fit into a CPU's cache"] = 4
+    accumulation: Annotated[int, "parts in which a batch goes through the model, for memory"] = 1
     warmup_iters: Annotated[int, "steps in which the learning rate rises"] = 100
     weight_decay: Annotated[float, "of matrices, embeddings aside"] = 0.1
     checkpoint_interval: Annotated[int, "steps between checkpoints to go on from"] = 100
@@ -71,7 +71,7 @@ class Preset:
 
 PRESETS = {  # vocabulary, layers, heads, width, context, batch, steps, learning rate
     "shakespeare-char": Preset(257, 4, 4, 128, 128, 32, 3000, 2e-3),
-    "shakespeare-gpu": Preset(257, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2, accumulation=1),
+    "shakespeare-gpu": Preset(257, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2),
     "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),
     "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
     "python-1m": Preset(2048, 4, 4, 128, 128, 32, 8000, 4e-3),

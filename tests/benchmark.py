@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -281,10 +280,9 @@ def train_beside_transformers(name, rounds, steps=8):
     rows = windows(torch.tensor([*text.encode()]), preset.block_size)
     dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
     model = GPT(GPTConfig(**chosen(preset, GPTConfig), **dropout, tie_word_embeddings=True))
-    settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0, "device": "cpu"}
-    parts = {"mingpt": preset.accumulation, "mingpt, whole batch": 1}
-    configs = {way: TrainerConfig(**settings | {"accumulation": n}) for way, n in parts.items()}
-    trainers, config = {way: Trainer(configs[way], deepcopy(model), rows) for way in parts}, configs["mingpt"]
+    settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0}
+    config = TrainerConfig(device="cpu", **settings)
+    trainer = Trainer(config, model, rows)
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(model, folder)
         peer = GPT2LMHeadModel.from_pretrained(folder, use_cache=False).train()
@@ -296,13 +294,11 @@ def train_beside_transformers(name, rounds, steps=8):
     sampler = StepSampler(len(rows), config.batch_size, config.seed)
     batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=sampler))
     seconds, losses = defaultdict(list), defaultdict(list)
-    for way, trainer in trainers.items():
-        trainer.add_callback("on_batch_end", lambda trainer, way=way: seconds[way].append(trainer.iter_dt))
-        trainer.add_callback("on_batch_end", lambda trainer, way=way: losses[way].append(trainer.loss.item()))
+    trainer.add_callback("on_batch_end", lambda trainer: seconds["mingpt"].append(trainer.iter_dt))
+    trainer.add_callback("on_batch_end", lambda trainer: losses["mingpt"].append(trainer.loss.item()))
     for _ in range(rounds):
-        for trainer in trainers.values():
-            trainer.config.max_iters += steps
-            trainer.run()
+        config.max_iters += steps
+        trainer.run()
         for _ in range(steps):
             start = time.perf_counter()
             x, y = next(batches)
