@@ -188,9 +188,9 @@ def claim(output, settings):
     if not path.exists() and pretrained.steps_in(output):
         raise ValueError(f"{output} has checkpoints of another program; give another --output")
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if other := [name for name in before if before[name] != settings.get(name)]:
+    if before and (other := [name for name in settings if before.get(name) != settings[name]]):
         said = {"text": "another text", "merges": "other tokens"}
-        found = ", ".join(said.get(name, f"{name} {before[name]}") for name in other)
+        found = ", ".join(said.get(name, f"{name} {before.get(name)}") for name in other)
         raise ValueError(f"{output} has a run with {found}; give the same, or another --output")
     with figures.written_whole(path) as beside:
         beside(path).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

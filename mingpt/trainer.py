@@ -157,7 +157,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm_clip)
         if not norm.isfinite():
             what = f"step {self.iter_num + 1} has the loss {self.loss.item()} and a gradient of size {norm.item()}"
-            raise ValueError(f"{what}; lower learning_rate, or look at the targets")
+            raise ValueError(f"{what}; look at the targets, or lower learning_rate and take another folder")
         self.optimizer.step()
 
     def _after_step(self):
@@ -197,7 +197,7 @@ class Trainer:
             shutil.rmtree(partial, ignore_errors=True)
             pretrained.save(self.model, partial)
             rng = {"cpu": torch.get_rng_state()}
-            rng["cuda"] = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+            rng["cuda"] = torch.cuda.get_rng_state(self.device) if torch.device(self.device).type == "cuda" else None
             state = {name: getattr(self, name) for name in KEPT} | {
                 "optimizer": self.optimizer.state_dict(),
                 "rng": rng,
@@ -227,8 +227,8 @@ class Trainer:
         state = torch.load(newest / "trainer_state.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        if torch.device(self.device).type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         for name in KEPT:
             setattr(self, name, state[name])
         self.resumed = True

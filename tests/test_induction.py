@@ -128,12 +128,15 @@ def test_all_values_are_those_of_plain_forwards(text):
             means = {layer: z.mean((0, 2)) for layer, z in model.activations["z"].items()}  # (H,D)
             for layer, head in ((0, 1), (2, 2), (3, 0)):
                 new = means[layer][head] if kind == "mean" else torch.zeros(7)
-                r2, c2, loss_r2, _, icl2, _ = scores(Patch(layer, None, new, "z", head))
+                r2, c2, loss_r2, loss_c2, icl2, _ = scores(Patch(layer, None, new, "z", head))
                 others = [(r2 - c2).mean(0)[l, h] for l in range(L) for h in range(H) if (l, h) != (layer, head)]
                 change = values[f"change of Delta, {kind}"][:, layer, head].mean()
                 assert change.item() == pytest.approx((max(others) - delta).item(), abs=1e-6)
                 torch.testing.assert_close(
                     values[f"change of loss(r), {kind}"][:, layer, head], loss_r2 - loss_r, **close
+                )
+                torch.testing.assert_close(
+                    values[f"change of loss(c), {kind}"][:, layer, head], loss_c2 - loss_c, **close
                 )
                 share = 1 - icl2.mean() / icl.mean() if learns else torch.tensor(torch.nan)
                 found = values[f"ICL share lost, {kind}"][:, layer, head].mean()
@@ -148,7 +151,7 @@ def test_all_values_are_those_of_plain_forwards(text):
 
 
 close = {"atol": 2e-5, "rtol": 0}  # fp32 sums of about 20 terms of size 1, in another order
-CHANGES = ("change of Delta", "change of loss(r)", "ICL share lost")
+CHANGES = ("change of Delta", "change of loss(r)", "ICL share lost", "change of loss(c)")
 
 
 def test_the_loss_on_the_repeats_is_that_of_forward_with_targets():
@@ -188,7 +191,7 @@ def test_the_induction_head_of_the_handmade_model_is_found(handmade):
 @pytest.mark.parametrize("kind", ["zero", "mean"])
 def test_ablating_either_head_of_the_handmade_circuit_breaks_it_and_no_other(handmade, kind):
     _, values = handmade
-    delta, loss, share = (values[f"{name}, {kind}"].mean(0) for name in CHANGES)
+    delta, loss, share = (values[f"{name}, {kind}"].mean(0) for name in CHANGES[:3])
     circuit = (PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD)
     for layer in range(2):
         for head in range(4):
@@ -256,7 +259,7 @@ def test_the_picture_shows_the_means_and_the_stripe(handmade):
     axes = [axes for axes in plot_study(model, draw_prompts(model), values).axes if axes.images]
     shown = {each.get_title(): each.images[0].get_array() for each in axes}
     for name, value in values.items():
-        if value.ndim == 3:
+        if value.ndim == 3 and "loss(c)" not in name:
             torch.testing.assert_close(torch.from_numpy(shown[name].data), value.mean(0))
     assert shown["1.2 on r"].shape == (32, 32) and shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
     assert (
@@ -280,7 +283,7 @@ def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder
     with open(output / "induction.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     steps = {step: [row for row in table if row["step"] == step] for step in ("3", "20")}
-    assert len(steps["3"]) == 3 * 8 + 4 and len(steps["20"]) == 9 * 8 + 4 and len(table) == 28 + 76
+    assert len(steps["3"]) == 3 * 8 + 4 and len(steps["20"]) == 11 * 8 + 4 and len(table) == 28 + 92
     assert {(row["n"], row["length"], row["seed"], row["text"]) for row in table} == {("8", "8", "3", "")}
     for row in steps["20"]:
         found = mean_error(values[row["quantity"]])

@@ -65,7 +65,9 @@ def test_the_gradient_is_clipped():
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     trainer = make_trainer(max_iters=60, learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_interval=1)
-    with pytest.raises(ValueError, match="step .* has the loss nan and a gradient .*; lower learning_rate"):
+    with pytest.raises(
+        ValueError, match="step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate"
+    ):
         trainer.run()
     trainer = make_trainer(checkpoint_dir=tmp_path)
     assert trainer.resume()  # pretrained.load takes no weights that are not finite

@@ -59,10 +59,11 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     A(r), A(c), A(r)-A(c); Delta, the largest mean A(r)-A(c) of a head; loss(r), loss(c) and loss(text), in nats, over
     the last three pieces, the first token of which nothing foretells and is left out; ICL, loss in the last tenth of
     the positions - in the second tenth, of the texts if there are any, else of r: negative = it learns in context.
-    Then for each kind and head ablated: "change of Delta, zero" (its own A is left out), "change of loss(r), zero",
-    "ICL share lost, zero", of 1 (nan where ICL is not below 0 by 4 standard errors: there is nothing to lose).
-    prompts: of draw_prompts, or any such ids. kinds: "zero" makes the head's z 0, "mean" its mean over c.
-    Cost: 1 pass over the prompts, and L*H for each kind; "mean": 1 more over c. ValueError for a single head.
+    Then for each kind and head ablated: "change of Delta, zero" (its own A is left out), "change of loss(r), zero", and
+    of loss(c), which a head that serves repeats alone does not change; "ICL share lost, zero", of 1 (nan where ICL is
+    not below 0 by 4 standard errors: there is nothing to lose). prompts: of draw_prompts, or any such ids. kinds: "zero"
+    makes the head's z 0, "mean" its mean over c. ValueError for a single head.
+    Cost: 1 pass over the prompts, and L*H for each kind; "mean": 1 more over c.
     """
     check_mode(model)
     if kinds and model.config.n_layer * model.config.n_head < 2:
@@ -83,8 +84,9 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
         others[:, l, h] = -torch.inf
         delta = others.flatten(1)[:, others.mean(0).argmax()]
         lost = (values["ICL"] - ablated["ICL"]) / whole
-        changes = (delta - values["Delta"], ablated["loss(r)"] - values["loss(r)"], lost)
-        for name, change in zip(("change of Delta", "change of loss(r)", "ICL share lost"), changes):
+        changes = {"change of Delta": delta - values["Delta"], "ICL share lost": lost}
+        changes |= {f"change of {loss}": ablated[loss] - values[loss] for loss in ("loss(r)", "loss(c)")}
+        for name, change in changes.items():
             values.setdefault(f"{name}, {kind}", torch.empty_like(others))[:, l, h] = change
     return values
 
@@ -122,7 +124,8 @@ def mean_error(value):
 def name_candidates(values, kind="zero", share=0.1):
     """{"Delta": [(layer, head), ...], "loss(r)": [...], "both": [...]}: heads that are needed, the most needed first.
 
-    Ablation takes at least this share of Delta, or of loss(c) - loss(r); both are over 4 standard errors from 0.
+    Ablation takes at least this share of Delta, or of loss(c) - loss(r); both are over 4 standard errors from 0. Of the
+    head with the largest A itself, Delta says only how far it is ahead: the next one takes its place.
     """
     named = {}
     for name, sign, whole in (("Delta", -1, values["Delta"]), ("loss(r)", 1, values["loss(c)"] - values["loss(r)"])):
@@ -146,14 +149,16 @@ def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
 
 @torch.no_grad()
 def plot_study(model, prompts, values, path=None):
-    """The Figure of every mean (L,H) of values, and of the mean pattern of the head with the largest A(r)-A(c).
+    """The Figure of the mean (L,H) of values, changes of loss(c) aside, and of the head with the largest A(r)-A(c).
 
-    That is whole, on r; and zoomed to queries in piece 2 and keys in piece 1, on r and c: the stripe lies at +1.
+    Its mean pattern is whole, on r; and zoomed to queries in piece 2 and keys in piece 1, on r and c: the stripe lies
+    at +1.
     """
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
 
-    maps, n = {name: value.mean(0) for name, value in values.items() if value.ndim == 3}, prompts.size(2) // 4
+    drawn, n = [name for name in values if values[name].ndim == 3 and "loss(c)" not in name], prompts.size(2) // 4
+    maps = {name: values[name].mean(0) for name in drawn}
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
     pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T): a pair at a time, for memory
     r, c = sum(tails.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs) / len(pairs)
@@ -163,8 +168,9 @@ def plot_study(model, prompts, values, path=None):
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
         origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
-        alike = maps["A(r)"] if name[0] == "A" else r[n : 2 * n, :n] if "pieces" in name else mean  # r and c compare
-        norm = CenteredNorm(0, alike.abs().max().item() or None)
+        alike = [name for name in maps if name[0] == "A"], [name for name in maps if "pieces" in name]  # to compare
+        same = next((names for names in alike if name in names), [name])
+        norm = CenteredNorm(0, max(maps[each].abs().max().item() for each in same) or None)
         figure.colorbar(axes.imshow(mean.cpu().numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
         axes.set(title=name + ": none to lose" * bool(mean.isnan().all()), xlabel=xlabel, ylabel=ylabel)
         axes.locator_params(integer=True)
@@ -184,7 +190,7 @@ def plot_curve(curve, path=None, losses=None):
     for rank, i in enumerate(heads.amax(0).flatten().argsort(descending=True).tolist()):
         l, h = divmod(i, heads.size(2))
         style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
-        panels[0].plot(list(curve), heads[:, l, h].numpy(), **style)
+        panels[0].plot(list(curve), heads[:, l, h].numpy(), ".-", **style)
     for name in [name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if name in [*curve.values()][0]]:
         found = torch.tensor([mean_error(values[name]) for values in curve.values()])  # (S,2)
         panels[1].errorbar(list(curve), *found.T.numpy(), label=name)
