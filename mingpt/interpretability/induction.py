@@ -61,8 +61,8 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     the positions - in the second tenth, of the texts if there are any, else of r: negative = it learns in context.
     Then for each kind and head ablated: "change of Delta, zero" (its own A is left out), "change of loss(r), zero", and
     of loss(c), which a head that serves repeats alone does not change; "ICL share lost, zero", of 1 (nan where ICL is
-    not below 0 by 4 standard errors: there is nothing to lose). prompts: of draw_prompts, or any such ids. kinds: "zero"
-    makes the head's z 0, "mean" its mean over c. ValueError for a single head.
+    not below 0 by 4 standard errors: there is nothing to lose). prompts: of draw_prompts, or any such ids.
+    kinds: "zero" makes the head's z 0, "mean" its mean over c. ValueError for a single head.
     Cost: 1 pass over the prompts, and L*H for each kind; "mean": 1 more over c.
     """
     check_mode(model)
