@@ -82,7 +82,7 @@ def parse(arguments):
 
 def experiment(options):
     figures.check_output(options.output)
-    check_device(options.device)
+    inputs.check_device(options.device)
     model = load_model(options.model, options.untouched)
     config, tokenizer = model.config, model.tokenizer
     print(f"Model: {model.source} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd})\n")
@@ -135,16 +135,6 @@ def check_cells(model, clean_stream, corrupted, answers, differences, unpatched,
     print(f"{len(cells)} cells, each run again by itself: the largest difference is {off:.1e}.")
     if not off <= 1e-4 * (differences.max() - differences.min()).item() + 1e-5:
         raise WrongSweep(f"the sweep is off by {off:.1e}, more than rounding; report this, and use --loop until then")
-
-
-def check_device(name):
-    try:
-        torch.zeros(1, device=name).item()
-        inputs.check_mps(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"no device {name!r} here ({str(error).splitlines()[0]}); give cpu, or leave --device out"
-        ) from error
 
 
 def load_model(name, untouched):

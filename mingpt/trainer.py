@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mingpt import pretrained
-from mingpt.interpretability.inputs import check_mps
+from mingpt.interpretability.inputs import check_device
 
 KEPT = ("iter_num", "seconds", "history")  # of a trainer, in its checkpoints
 
@@ -78,12 +78,7 @@ class Trainer:
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         device = config.device
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).split("\n")[0]
-            raise ValueError(f"no device {device!r} can be used here ({why}); give cpu, or auto") from error
-        check_mps(self.device)
+        check_device(self.device)
         self.model = model.to(self.device)
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
@@ -192,29 +187,30 @@ class Trainer:
         It is written under another name and renamed when whole, so a kill at any moment leaves a whole newest one.
         """
         root = Path(self.config.checkpoint_dir)
-        final, partial = root / f"step-{self.iter_num:08d}", root / "partial"
+        final = root / f"step-{self.iter_num:08d}"
         if not final.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            pretrained.save(self.model, partial)
-            rng = {"cpu": torch.get_rng_state()}
-            rng["cuda"] = torch.cuda.get_rng_state(self.device) if torch.device(self.device).type == "cuda" else None
-            state = {name: getattr(self, name) for name in KEPT} | {
-                "optimizer": self.optimizer.state_dict(),
-                "rng": rng,
-            }
-            try:
-                torch.save(state, partial / "trainer_state.pt")
-            except RuntimeError as error:  # its word for a full disk
-                raise ValueError(f"cannot write to {partial} ({error}); make room, or give another folder") from error
-            for file in partial.iterdir():
-                with open(file, "rb+") as handle:
-                    os.fsync(handle.fileno())  # on disk before the name says that it is whole
-            partial.rename(final)
+            self._write_checkpoint(root / "partial")
+            (root / "partial").rename(final)
         for step, older in pretrained.steps_in(root).items():
             if step in self.config.kept_steps and step < self.iter_num:
                 (older / "trainer_state.pt").unlink(missing_ok=True)
             elif step < self.iter_num:
                 shutil.rmtree(older)
+
+    def _write_checkpoint(self, folder):
+        """Put model and state into the folder, anew and all of it on disk."""
+        shutil.rmtree(folder, ignore_errors=True)
+        pretrained.save(self.model, folder)
+        rng = {"cpu": torch.get_rng_state()}
+        rng["cuda"] = torch.cuda.get_rng_state(self.device) if torch.device(self.device).type == "cuda" else None
+        state = {name: getattr(self, name) for name in KEPT} | {"optimizer": self.optimizer.state_dict(), "rng": rng}
+        try:
+            torch.save(state, folder / "trainer_state.pt")
+        except RuntimeError as error:  # its word for a full disk
+            raise ValueError(f"cannot write to {folder} ({error}); make room, or give another folder") from error
+        for file in folder.iterdir():
+            with open(file, "rb+") as handle:
+                os.fsync(handle.fileno())  # on disk before its new name says that it is whole
 
     def resume(self):
         """Go on from the newest checkpoint: model, optimizer, random numbers, step. False if there is none."""

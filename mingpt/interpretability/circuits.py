@@ -506,12 +506,10 @@ def draw_graph(circuit):
     from matplotlib.lines import Line2D
     from matplotlib.patches import FancyArrowPatch
 
-    rows = {}  # height -> nodes
+    rows, ends = {}, {"embed": -0.5, "logits": circuit.model.config.n_layer}  # height -> nodes, node -> height
     for node in circuit.nodes:
-        ends = {"embed": -0.5, "logits": circuit.model.config.n_layer}
-        height = (
-            float(node[4:]) + 0.5 if node[:3] == "mlp" else ends[node] if node in ends else float(node.split(".")[0])
-        )
+        layer = node.removeprefix("mlp ").split(".")[0]
+        height = ends[node] if node in ends else int(layer) + 0.5 * node.startswith("mlp")
         rows.setdefault(height, []).append(node)
     place = {}
     for number, height in enumerate(sorted(rows)):

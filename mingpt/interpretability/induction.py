@@ -27,6 +27,8 @@ from mingpt.interpretability import figures, tails
 from mingpt.interpretability.inputs import check_mode
 from mingpt.model import GPT, Patch
 
+SURE = 4  # standard errors from 0 that are taken for more than chance
+
 
 def draw_prompts(model, length=None, bases=32, seed=0, text=None):
     """Ids (2,B,4n), B = bases: repeats and controls; with a text (3,B,4n), pieces of it as long after them.
@@ -75,7 +77,7 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     values["Delta"] = values["A(r)-A(c)"].flatten(1)[:, values["A(r)-A(c)"].mean(0).argmax()]
     z = _mean_z(model, prompts[1]) if "mean" in kinds else None
     icl, error = mean_error(values["ICL"])
-    whole = icl if icl < -4 * error else torch.nan
+    whole = icl if icl < -SURE * error else torch.nan
     heads = product(kinds, range(model.config.n_layer), range(model.config.n_head))
     for kind, l, h in tqdm([*heads], desc="ablating", unit="head", disable=None):
         new = z[l, h] if kind == "mean" else torch.zeros(())
@@ -95,7 +97,9 @@ def _mean_z(model, ids):
     """(L,H,D): every head's mean z over these inputs (B,T)."""
     total, batches = 0, ids.split(max(1, 2000 // ids.size(1)))
     for some in batches:
-        total = total + torch.stack([*tails.record(model, some, ["z"])["z"].values()]).sum((1, 3))  # (L,b,H,T,D) ->
+        total = total + torch.stack([*tails.record(model, some, ["z"])["z"].values()]).sum(
+            (1, 3)
+        )  # (L,b,H,T,D) -> (L,H,D)
     return total / ids.numel()
 
 
@@ -130,7 +134,7 @@ def name_candidates(values, kind="zero", share=0.1):
     named = {}
     for name, sign, whole in (("Delta", -1, values["Delta"]), ("loss(r)", 1, values["loss(c)"] - values["loss(r)"])):
         (mean, error), (size, off) = mean_error(sign * values[f"change of {name}, {kind}"]), mean_error(whole)
-        found = (mean > 4 * error) & (mean >= share * size) & (size > 4 * off)
+        found = (mean > SURE * error) & (mean >= share * size) & (size > SURE * off)
         named[name] = sorted(map(tuple, found.nonzero().tolist()), key=lambda head: -mean[head])
     return named | {"both": [head for head in named["loss(r)"] if head in named["Delta"]]}
 
@@ -164,13 +168,14 @@ def plot_study(model, prompts, values, path=None):
     r, c = sum(tails.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs) / len(pairs)
     maps[f"{layer}.{head} on r"] = r
     maps |= {f"{layer}.{head} on {x}, pieces 2, 1": part[n : 2 * n, :n] for x, part in zip("rc", (r, c))}
+    largest = {name: mean.abs().max().item() for name, mean in maps.items()}
+    for alike in ([name for name in maps if name[0] == "A"], [name for name in maps if "pieces" in name]):
+        largest |= dict.fromkeys(alike, max(largest[name] for name in alike))  # drawn to one scale, to compare
     rows = len(maps) // 3
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
         origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
-        alike = [name for name in maps if name[0] == "A"], [name for name in maps if "pieces" in name]  # to compare
-        same = next((names for names in alike if name in names), [name])
-        norm = CenteredNorm(0, max(maps[each].abs().max().item() for each in same) or None)
+        norm = CenteredNorm(0, largest[name] or None)
         figure.colorbar(axes.imshow(mean.cpu().numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
         axes.set(title=name + ": none to lose" * bool(mean.isnan().all()), xlabel=xlabel, ylabel=ylabel)
         axes.locator_params(integer=True)

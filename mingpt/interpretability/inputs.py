@@ -109,6 +109,16 @@ def check_mode(model):
     check_mps(model.lm_head.weight.device)
 
 
+def check_device(name):
+    """ValueError where nothing can be computed on this device, or not rightly."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} can be used here ({why}); give cpu, or leave the device out") from error
+    check_mps(name)
+
+
 def check_mps(device):
     """ValueError on the PyTorch whose linear layers are silently wrong on Apple's GPU (pytorch issue 161640)."""
     if torch.device(device).type == "mps" and torch.__version__.startswith("2.8."):
