@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mingpt.common import atomic_write, check_device
+from mingpt.hub import Unavailable
 from mingpt.interpretability import activation_patching, figures, inputs
 from mingpt.model import GPT
-from mingpt.pretrained import Unavailable
 
 MODEL = "gpt2"  # a name on the Hugging Face hub, a folder, or names, the small model that is part of this project
 CLEAN = "Michelle Jones was a top-notch student. Michelle"  # the text whose activations are put in
@@ -82,7 +83,7 @@ def parse(arguments):
 
 def experiment(options):
     figures.check_output(options.output)
-    inputs.check_device(options.device)
+    check_device(options.device)
     model = load_model(options.model, options.untouched)
     config, tokenizer = model.config, model.tokenizer
     print(f"Model: {model.source} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd})\n")
@@ -181,9 +182,9 @@ def write(differences, tokens, quantity, options, model_name):
     label = f"{quantity}, positive: the corrupted answer is ahead"
     picture, table = Path(options.output), Path(options.output).with_suffix(".csv")
     labels = figures.token_labels(tokens)
-    with figures.written_whole(picture, table) as beside:
-        figures.save_figure(figures.draw_heatmap(differences, labels, title, label), beside(picture))
-        figures.save_csv(differences, labels, beside(table))
+    with atomic_write(picture) as temporary_picture, atomic_write(table) as temporary_table:
+        figures.save_figure(figures.draw_heatmap(differences, labels, title, label), temporary_picture)
+        figures.save_csv(differences, labels, temporary_table)
     print(f"Wrote {picture} and {table}.")
 
 

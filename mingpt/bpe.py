@@ -14,6 +14,8 @@ from pathlib import Path
 import regex
 import torch
 
+from mingpt.hub import Hub
+
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS, CACHED_LENGTH = 2**17, 64  # at most so many words, of at most so many characters, are remembered
 SPLIT = regex.compile(
@@ -169,9 +171,7 @@ class BPETokenizer:
 
     def __init__(self, encoder=None):
         if encoder is None:
-            from mingpt import pretrained
-
-            encoder = pretrained.read_tokenizer(pretrained.Hub("gpt2")).encoder
+            encoder = read_tokenizer(Hub("gpt2")).encoder
         self.encoder = encoder
 
     @classmethod
@@ -233,6 +233,32 @@ def read_vocab(path):
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: expected one JSON object of token: id; is the file whole?")
     return vocab
+
+
+def read_tokenizer(files, vocab_size=inf):
+    """The BPETokenizer of a model's files (a hub.Folder or hub.Hub); None if they have no tokenizer at all.
+
+    ValueError where files are missing or broken, or the ids go beyond the model's vocab_size.
+    """
+    merges = files.find("merges.txt")
+    vocab = files.find("vocab.json")
+    if merges is None:
+        other = vocab or files.find("tokenizer.json")
+        if other is None:
+            return None
+        hint = "put the merges.txt (and vocab.json) of the same model beside it: the order of the merges counts"
+        raise ValueError(f"{files.where} has {other.name} but no merges.txt; {hint}")
+    try:
+        tokenizer = BPETokenizer.from_files(merges, vocab)
+        last = max(tokenizer.encoder.ids.values())
+        if last >= vocab_size:
+            raise ValueError(
+                f"the tokenizer has ids up to {last}, but the vocab_size of config.json is {vocab_size}; "
+                "take both from the same model"
+            )
+    except ValueError as error:
+        raise ValueError(f"{files.where}: {error}") from error
+    return tokenizer
 
 
 def train_bpe(texts, vocab_size):

@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mingpt import pretrained
-from mingpt.interpretability.inputs import check_device
+from mingpt.common import check_device
+from mingpt.hub import steps_in
+from mingpt.model import GPT
 
 KEPT = ("iter_num", "seconds", "history")  # of a trainer, in its checkpoints
 
@@ -110,7 +112,7 @@ class Trainer:
         """Train from iter_num to max_iters. It ends in train mode, with a checkpoint if there is a checkpoint_dir."""
         config = self.config
         fresh = self.iter_num == 0 and not self.resumed
-        if config.checkpoint_dir and fresh and pretrained.steps_in(config.checkpoint_dir):
+        if config.checkpoint_dir and fresh and steps_in(config.checkpoint_dir):
             todo = "call resume(), or take another folder"
             raise ValueError(f"{config.checkpoint_dir} has another run's checkpoints; {todo}")
         if config.checkpoint_dir and self.iter_num in config.kept_steps:
@@ -191,7 +193,7 @@ class Trainer:
         if not final.exists():
             self._write_checkpoint(root / "partial")
             (root / "partial").rename(final)
-        for step, older in pretrained.steps_in(root).items():
+        for step, older in steps_in(root).items():
             if step in self.config.kept_steps and step < self.iter_num:
                 (older / "trainer_state.pt").unlink(missing_ok=True)
             elif step < self.iter_num:
@@ -216,10 +218,10 @@ class Trainer:
         """Go on from the newest checkpoint: model, optimizer, random numbers, step. False if there is none."""
         if not self.config.checkpoint_dir:
             raise ValueError("resume reads from checkpoint_dir; set it")
-        if not (steps := pretrained.steps_in(self.config.checkpoint_dir)):
+        if not (steps := steps_in(self.config.checkpoint_dir)):
             return False
         newest = steps[max(steps)]
-        self.model.load_state_dict(pretrained.load(newest).state_dict())
+        self.model.load_state_dict(GPT.from_pretrained(newest).state_dict())
         state = torch.load(newest / "trainer_state.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"]["cpu"])

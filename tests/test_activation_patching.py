@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from mingpt.bpe import BPETokenizer, Encoder
-from mingpt.interpretability import activation_patching, tails
+from mingpt.interpretability import partial_runs
 from mingpt.interpretability.activation_patching import (
-    WITH_HEADS,
     ablate_component,
     ablate_heads,
     attribution_patching,
@@ -20,6 +19,7 @@ from mingpt.interpretability.activation_patching import (
     path_patching,
 )
 from mingpt.model import GPT, SITES, GPTConfig, Patch
+from mingpt.sites import SITES_WITH_HEADS
 
 V = 11
 RIGHT, WRONG = 3, 5  # the clean and the corrupted answer
@@ -36,7 +36,7 @@ def make_model(L=4, H=3, D=7, dtype=torch.float64, seed=0, **options):
 def loop(model, source, target, site, each_position):
     """The definition: one patched forward per cell, (B,cells)."""
     acts = get_activations(model, source, site)[site]
-    heads = range(model.config.n_head) if site in WITH_HEADS else [None]
+    heads = range(model.config.n_head) if site in SITES_WITH_HEADS else [None]
     positions = range(source.size(1)) if each_position else [None]
     table = []
     for layer in acts:
@@ -45,7 +45,7 @@ def loop(model, source, target, site, each_position):
             for p in positions:
                 logits = patch_activation(model, target, layer, p, new if p is None else new[:, p], site, head)
                 table.append(logits[:, WRONG] - logits[:, RIGHT])
-    shape = [len(acts)] + [len(heads)] * (site in WITH_HEADS) + [len(positions)] * each_position
+    shape = [len(acts)] + [len(heads)] * (site in SITES_WITH_HEADS) + [len(positions)] * each_position
     return torch.stack(table, 1).view(len(source), *shape)
 
 
@@ -244,7 +244,7 @@ def test_nan_and_training_mode_are_errors():
 
 
 def test_the_wrong_linear_of_one_pytorch_on_mps_is_refused(monkeypatch):
-    from mingpt.interpretability.inputs import check_mps
+    from mingpt.common import check_mps
 
     check_mps("mps")
     monkeypatch.setattr(torch, "__version__", "2.8.0")
@@ -401,7 +401,7 @@ def test_attribution_patching_is_the_slope_where_a_patch_begins():
     assert set(estimates) == set(SITES)
     for site, table in estimates.items():
         new, old = (get_activations(model, ids, site)[site] for ids in (clean, corrupted))
-        heads = range(3) if site in WITH_HEADS else [None]
+        heads = range(3) if site in SITES_WITH_HEADS else [None]
         for layer, head, p in ((0, heads[0], 1), (2, heads[-1], 3), (3, heads[0], 4)):
             change = (new[layer] - old[layer]).nan_to_num() if head is None else (new[layer] - old[layer])[:, head]
             change, ends = change.nan_to_num()[:, p], []
@@ -471,14 +471,14 @@ def test_answers_that_cannot_be_meant_are_refused():
 @pytest.mark.parametrize("max_tokens", [12, 40, 200])
 def test_no_more_tokens_are_under_way_than_allowed(monkeypatch, max_tokens, B):
     """Whatever the heads, layers and positions; one run of all inputs is never cut."""
-    model, seen, through = make_model(), [], tails._through_block
+    model, seen, through = make_model(), [], partial_runs._through_block
     clean, corrupted = pairs(B, 6, [[1]] * B)
 
     def watched(block, k, v, some, last_only):
         seen.append(sum(tail[..., 0].numel() for tail in some.values()))
         return through(block, k, v, some, last_only)
 
-    monkeypatch.setattr(tails, "_through_block", watched)
+    monkeypatch.setattr(partial_runs, "_through_block", watched)
     for site in ("resid_post", "z", "v"):
         whole = patch_layers(model, clean, corrupted, RIGHT, WRONG, site).logit_diff
         most, seen[:] = max(seen), []
@@ -507,7 +507,7 @@ def test_ablations_in_bf16_are_near_those_in_fp64():
 
 def test_the_progress_bar_moves_while_one_portion_is_under_way(monkeypatch):
     steps = []
-    monkeypatch.setattr(activation_patching.tqdm, "update", lambda bar, n=1: steps.append(n))
+    monkeypatch.setattr(partial_runs.tqdm, "update", lambda bar, n=1: steps.append(n))
     clean, corrupted = pairs(1, 6, [[1]])
     patch_layers(make_model(), clean, corrupted, RIGHT, WRONG)
     assert len(steps) == 4 and sum(steps) == pytest.approx(4 * 5) and steps == sorted(steps)

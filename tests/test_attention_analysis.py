@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from benchmarks.make_fixtures import PATH, checkpoint
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import attention_analysis
@@ -21,7 +22,6 @@ from mingpt.interpretability.attention_analysis import (
 )
 from mingpt.model import GPT, GPTConfig
 from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
-from tests.make_fixtures import PATH, checkpoint
 
 L, H, D, V, T = 4, 3, 7, 11, 5
 HOSTILE = '</script><img src=x onerror="document.title=1">(a) $x$'

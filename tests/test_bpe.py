@@ -20,7 +20,15 @@ import torch
 from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 
 from mingpt import bpe
-from mingpt.bpe import CACHED_LENGTH, END_OF_TEXT, BPETokenizer, Encoder, bytes_to_unicode, ids_of, train_bpe
+from mingpt.bpe import (
+    CACHED_LENGTH,
+    END_OF_TEXT,
+    BPETokenizer,
+    Encoder,
+    bytes_to_unicode,
+    ids_of,
+    train_bpe,
+)
 
 GPT2_MERGES = Path(__file__).parents[2] / "shared" / "gpt2" / "vocab.bpe"
 SENTENCE = "Michelle Jones was a top-notch student. Michelle"

@@ -6,7 +6,13 @@ import torch
 
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import circuits
-from mingpt.interpretability.circuits import Batch, edge_attribution, find_circuit, layout, run_circuit
+from mingpt.interpretability.circuits import (
+    Batch,
+    edge_attribution,
+    find_circuit,
+    layout,
+    run_circuit,
+)
 from mingpt.model import GPT, GPTConfig, Patch
 from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
 

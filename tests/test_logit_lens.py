@@ -260,7 +260,7 @@ def test_each_part_is_what_leaving_it_out_of_the_last_stream_takes_away():
 
 @torch.no_grad()
 def test_the_parts_are_transformer_lenss():
-    from tests.make_fixtures import PATH, checkpoint
+    from benchmarks.make_fixtures import PATH, checkpoint
 
     expected = json.loads(PATH.read_text())["logit_attribution"]
     found = logit_attribution(checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"])

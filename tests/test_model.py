@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mingpt.model import ATTENTION_SITES, GPT, HEAD_SITES, SITES, GPTConfig, Patch
+from mingpt.model import GPT, SITES, GPTConfig, Patch
+from mingpt.sites import ATTENTION_SITES, HEAD_SITES
 from mingpt.trainer import Trainer
 
 B, T, L, H, D, V = 2, 5, 4, 3, 7, 11  # every axis its own size, so that a swapped axis cannot pass

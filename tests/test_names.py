@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from mingpt import names, pretrained
+from experiments import train_names
+from mingpt import hub, names
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability.activation_patching import patch_loop
 from mingpt.model import GPT
@@ -32,7 +33,7 @@ def test_there_are_at_least_100_first_and_last_names_none_of_them_twice():
 
 
 def test_the_passages_are_to_the_letter_those_that_the_model_was_trained_on():
-    rng = random.Random(names.SEED)
+    rng = random.Random(train_names.SEED)
     text = "\n".join(names.passage(rng) for _ in range(500))
     assert hashlib.sha256(text.encode()).hexdigest().startswith("b22e34ff60044584")
 
@@ -77,7 +78,7 @@ def test_each_name_is_one_token_and_the_default_texts_are_eleven(model):
 
 
 def test_it_is_small_and_stored_in_half_precision_but_computes_in_single(model):
-    files = list(pretrained.EMBEDDED.iterdir())
+    files = list(hub.EMBEDDED.iterdir())
     assert sum(file.stat().st_size for file in files) <= 8e6
     parameters = list(model.parameters())
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
@@ -87,7 +88,7 @@ def test_it_is_small_and_stored_in_half_precision_but_computes_in_single(model):
 
 def test_it_copies_names_and_random_tokens_from_the_context(model):
     """The issue's measures: held-out names, and the second copy of random tokens, which no memory can give."""
-    measured = names.measure(model)
+    measured = train_names.measure(model)
     assert measured["names_right"] >= 0.95
     assert measured["median_probability"] >= 0.2
     assert measured["second_copy"] <= measured["first_copy"] - 3
@@ -109,7 +110,7 @@ def test_the_measures_fail_a_model_that_has_learned_nothing(model):
     torch.manual_seed(0)
     untrained = GPT(model.config).eval()
     untrained.tokenizer = model.tokenizer
-    measured = names.measure(untrained, pairs=40, chunks=4)
+    measured = train_names.measure(untrained, pairs=40, chunks=4)
     assert 0.1 < measured["names_right"] < 0.9 and measured["median_probability"] < 0.01
     assert abs(measured["second_copy"] - measured["first_copy"]) < 0.5 and measured["induction"] < 0.1
 
@@ -129,14 +130,14 @@ def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first
             self.activations = {"pattern": {0: torch.zeros(B, 2, T, T), 1: pattern}}
             return torch.zeros(B, T, model.config.vocab_size), None
 
-    measured = names.measure(Stub(), pairs=2, chunks=2)
+    measured = train_names.measure(Stub(), pairs=2, chunks=2)
     assert measured["induction"] == 1 and measured["head"] == (1, 1)
 
 
 def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
     tokenizer = BPETokenizer(Encoder([]))
-    rows = names.Rows(tokenizer, ["It was a dark night. " * 50], T=32)
-    again = names.Rows(tokenizer, ["It was a dark night. " * 50], T=32)
+    rows = train_names.Rows(tokenizer, ["It was a dark night. " * 50], T=32)
+    again = train_names.Rows(tokenizer, ["It was a dark night. " * 50], T=32)
     kinds = set()
     for i in range(30):
         x, y = rows[i]
@@ -150,12 +151,12 @@ def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
 
 def test_the_training_command_runs_goes_on_and_writes_a_model(tmp_path, monkeypatch):
     """A few steps of a small one, with the tokenizer of the embedded model to save the time of training one."""
-    monkeypatch.setattr(names, "make_tokenizer", lambda novels: GPT.from_pretrained("names").tokenizer)
+    monkeypatch.setattr(train_names, "make_tokenizer", lambda novels: GPT.from_pretrained("names").tokenizer)
     phases = ((16, 2, 1e-3, 1e-4, 2), (32, 2, 1e-3, 1e-4, 2))
     novel = ["It was a dark night. " * 100]
-    names.train(tmp_path / "whole", novel, phases, n_layer=1)
-    names.train(tmp_path / "twice", novel, phases[:1], n_layer=1)
-    names.train(tmp_path / "twice", novel, phases, n_layer=1)
+    train_names.train(tmp_path / "whole", novel, phases, n_layer=1)
+    train_names.train(tmp_path / "twice", novel, phases[:1], n_layer=1)
+    train_names.train(tmp_path / "twice", novel, phases, n_layer=1)
     ids = torch.arange(9)[None]
     whole, twice = (GPT.from_pretrained(str(tmp_path / run))(ids)[0] for run in ("whole", "twice"))
     assert torch.equal(whole, twice)

@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from mingpt import hub as hub_files
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.model import GPT, GPTConfig
@@ -264,7 +265,7 @@ def test_a_subclass_gets_its_own_class_and_a_str_or_path_names_the_folder(folder
 def test_names_is_the_embedded_model(whole, tmp_path, monkeypatch):
     for name, data in whole.items():
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(hub_files, "EMBEDDED", tmp_path)
     model = GPT.from_pretrained("names")
     assert (model.name, model.source) == ("names", "names, embedded")
     assert model.tokenizer.decode(model.tokenizer.encode("ab abc")) == "ab abc"
@@ -294,7 +295,7 @@ def test_a_run_folder_gives_its_last_step_by_number(tmp_path):
     ],
 )
 def test_a_name_that_is_nothing_is_refused_without_asking_the_hub(name, message, monkeypatch):
-    monkeypatch.setattr(pretrained, "reach", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_files, "reach", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(ValueError) as error:
         GPT.from_pretrained(name)
     assert message in str(error.value)
@@ -550,8 +551,8 @@ def test_bytes_that_are_not_those_announced_are_refused_and_gone(wrong, whole, s
     hub.sent["model.safetensors"] = data[:-8] + b"corrupt!" if wrong == "corrupt" else data[:-8]
     with pytest.raises(ValueError, match="run this again") as error:
         GPT.from_pretrained("gpt2")
-    assert isinstance(error.value, pretrained.Unavailable) and "reached" not in str(error.value)
-    assert pretrained.cached("gpt2", "main", "model.safetensors") is None
+    assert isinstance(error.value, hub_files.Unavailable) and "reached" not in str(error.value)
+    assert hub_files.cached("gpt2", "main", "model.safetensors") is None
     hub.sent.clear()
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
 
@@ -592,7 +593,7 @@ def test_a_model_that_the_hub_does_not_give_is_an_error_of_its_own_not_unreachab
     assert message in str(error.value)
     assert "reached" not in str(error.value)
     refused = name in ("owner/nothing", "owner/gated", "owner/forbidden")
-    assert isinstance(error.value, pretrained.Unavailable) == refused
+    assert isinstance(error.value, hub_files.Unavailable) == refused
 
 
 # no network
@@ -601,7 +602,7 @@ def test_a_model_that_the_hub_does_not_give_is_an_error_of_its_own_not_unreachab
 def unreachable():
     """The message of Unavailable and the seconds until it came."""
     begin = time.monotonic()
-    with pytest.raises(pretrained.Unavailable) as error:
+    with pytest.raises(hub_files.Unavailable) as error:
         GPT.from_pretrained("gpt2")
     return str(error.value), time.monotonic() - begin
 
@@ -624,7 +625,7 @@ def test_a_network_that_swallows_everything_is_unreachable_within_15_seconds(sta
 
 def test_a_silent_name_server_is_unreachable_too(start, monkeypatch):
     """A look-up of a name has no timeout, so a timeout on the connection alone would not end the wait."""
-    monkeypatch.setattr(pretrained, "PATIENCE", 0.5)
+    monkeypatch.setattr(hub_files, "PATIENCE", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(60))
     point_to("http://hub.invalid", monkeypatch)
     message, seconds = unreachable()

@@ -1,4 +1,4 @@
-"""python -m mingpt.train: the corpora, the run and what it leaves; kills, downloads and wrong use."""
+"""python -m experiments.train: the corpora, the run and what it leaves; kills, downloads and wrong use."""
 
 import csv
 import hashlib
@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mingpt import pretrained, train
+from benchmarks.kill_training import TEXT, kill_and_compare
+from experiments import train
+from mingpt.hub import steps_in
 from mingpt.interpretability.activation_patching import patch_layers
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer
 from tests.hub import Hub
-from tests.kill_training import TEXT, kill_and_compare
 
 TINY = train.Preset(257, 2, 3, 21, 16, batch_size=4, max_iters=6, learning_rate=1e-3, kept=3, checkpoint_interval=2)
 HEADER = "The Project Gutenberg eBook of Emma\r\n\r\n*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
@@ -52,7 +53,7 @@ def test_the_folder_is_a_model_that_an_analysis_takes(run):
 def test_models_are_kept_at_the_steps_where_the_losses_were_measured(run):
     """Steps round(6 (i / 3)^2); the loss of the kept model on the rows is what curve.csv has."""
     folder, _ = run
-    assert sorted(pretrained.steps_in(folder)) == [int(row["step"]) for row in rows(folder)] == [0, 1, 3, 6]
+    assert sorted(steps_in(folder)) == [int(row["step"]) for row in rows(folder)] == [0, 1, 3, 6]
     ids = {"train_loss": TEXT[: len(TEXT) * 9 // 10], "validation_loss": TEXT[len(TEXT) * 9 // 10 :]}
     for row in rows(folder):
         model = GPT.from_pretrained(folder / f"step-{int(row['step']):08d}")
@@ -169,7 +170,7 @@ def test_two_killed_runs_end_like_an_undisturbed_one(tmp_path):
 
 def command(*arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = [sys.executable, "-m", "mingpt.train", *map(str, arguments)]
+    process = [sys.executable, "-m", "experiments.train", *map(str, arguments)]
     return subprocess.run(process, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -241,7 +242,7 @@ def test_other_tokens_are_not_taken_for_those_of_the_run(tmp_path, monkeypatch):
 def test_a_sample_that_the_terminal_cannot_show_does_not_end_the_run(tmp_path):
     (tmp_path / "text.txt").write_text("\u0416\u0428" * 3000, encoding="utf-8")
     options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 6 --kept 6 --device cpu"
-    process = [sys.executable, "-m", "mingpt.train", "text.txt", *options.split()]
+    process = [sys.executable, "-m", "experiments.train", "text.txt", *options.split()]
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(process, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

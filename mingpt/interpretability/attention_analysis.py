@@ -8,8 +8,8 @@ Sources: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits),
 import torch
 from torch.nn import functional as F
 
-from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import encode, tokens
+from mingpt.interpretability import figures, runs
+from mingpt.interpretability.inputs import encode, token_texts
 
 KINDS = "previous_token duplicate_token induction first_token current_token positional delimiter".split()
 THRESHOLDS = dict.fromkeys(KINDS, 0.4) | {"positional": 0.85}  # the score from which a head is named
@@ -22,7 +22,7 @@ def extract_attention(model, text):
     ids = encode(model, text)
     if len(ids) != 1:
         raise ValueError(f"attention is read from one text at a time, got {len(ids)}")
-    return torch.cat(list(tails.record(model, ids, ["pattern"])["pattern"].values()))  # L x (1,H,T,T) -> (L,H,T,T)
+    return torch.cat(list(runs.record(model, ids, ["pattern"])["pattern"].values()))  # L x (1,H,T,T) -> (L,H,T,T)
 
 
 def plot_attention_head(model, text, layer, head, save_path=None):
@@ -46,7 +46,7 @@ def plot_all_heads(model, text, save_path=None, only=None):
     patterns = patterns[layer, head][None, None] if only and not html else patterns
     if patterns.numel() > 2e7:
         raise ValueError(f"{patterns.numel():,} weights are too many to show; draw one head, or give fewer tokens")
-    labels = figures.token_labels(tokens(model, ids[0]))
+    labels = figures.token_labels(token_texts(model, ids[0]))
     if not html:
         title = f"layer {layer}, head {head}" if only else "every head, as layer.head"
         return figures.shown(_draw(patterns, labels, title), save_path)
@@ -131,7 +131,7 @@ def find_attention_patterns(
         shuffled = ids[:, torch.randperm(T, generator=generator)]
         pattern, other = (extract_attention(model, each) * counted for each in (ids, shuffled))  # (L,H,T,T) each
         scores["positional"].append(1 - (pattern - other).abs().sum((-2, -1)) / (2 * (T - 1)))
-        for kind, expected in _expected(ids[0], () if random else tokens(model, ids[0])).items():
+        for kind, expected in _expected(ids[0], () if random else token_texts(model, ids[0])).items():
             if kind != "delimiter" or expected.any():
                 by = "mean" if kind == "delimiter" else measure or ("mean" if random else "mul")
                 scores[kind].append(_score(pattern, expected * counted, by))

@@ -10,294 +10,19 @@ Sources: Wang et al. 2022 (arXiv 2211.00593), Conmy et al. 2023 (ACDC, arXiv 230
 
 import argparse
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from mingpt import names
-from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode, encode_pair
-from mingpt.model import GPT, Patch
+from mingpt.common import atomic_write
+from mingpt.interpretability import figures, runs
+from mingpt.interpretability.edges import _unpatched, edge_attribution, layout, run_circuit
+from mingpt.interpretability.tasks import TASKS, Batch, as_batches  # noqa: F401
+from mingpt.model import GPT
 
 METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": None}  # by which edge_attribution
-
-
-class Batch(NamedTuple):
-    """Pairs of equal length. The metric is the last normalised vector times direction: logit(right) - logit(wrong)."""
-
-    clean: torch.Tensor  # (B,T)
-    corrupted: torch.Tensor  # (B,T)
-    direction: torch.Tensor  # (B,C), a difference of rows of the output matrix, or of means of rows
-
-
-class Layout(NamedTuple):
-    """The graph of a model, in order: per layer its heads (2.1: layer, head) and its MLP."""
-
-    senders: list  # embed, 0.0, ..., mlp 0, 1.0, ...
-    readers: list  # 0.0.q, ..., 0.0.k, ..., 0.0.v, ..., mlp 0, 1.0.q, ..., logits
-    nodes: list  # of each reader, the node that it belongs to: 2.1.q -> 2.1
-    possible: torch.Tensor  # bool (readers, senders): the edges that exist
-
-
-def layout(model):
-    """The model's Layout."""
-    senders, readers, nodes, seen = ["embed"], [], [], []
-    for layer in range(model.config.n_layer):
-        heads, mlp = [f"{layer}.{head}" for head in range(model.config.n_head)], f"mlp {layer}"
-        readers += [*(f"{head}.{site}" for site in "qkv" for head in heads), mlp]
-        nodes += [*heads * 3, mlp]
-        seen += [len(senders)] * 3 * len(heads) + [len(senders) + len(heads)]
-        senders += [*heads, mlp]
-    possible = torch.arange(len(senders)) < torch.tensor([*seen, len(senders)])[:, None]
-    return Layout(senders, [*readers, "logits"], [*nodes, "logits"], possible)
-
-
-def as_batches(model, task, count=100, seed=0):
-    """A task or the user's pairs, as find_circuit takes them, in Batches of pairs of equal length."""
-    if task and isinstance(task, list) and all(isinstance(batch, Batch) for batch in task):
-        return task
-    pairs = [_read(model, pair) for pair in task] if not isinstance(task, str) else _draw(model, task, count, seed)
-    if not pairs:
-        raise ValueError("the task has no pairs; give at least one")
-    groups = {}
-    for pair in pairs:
-        groups.setdefault(pair.clean.size(1), []).append(pair)
-    cut = [(T, some[i : i + 512 // T + 1]) for T, some in groups.items() for i in range(0, len(some), 512 // T + 1)]
-    return [Batch(*(torch.cat(parts) for parts in zip(*some))) for _, some in cut]
-
-
-def _read(model, pair):
-    """One pair, as a Batch of one; ValueError if it cannot be compared token by token or an answer is no token."""
-    if len(pair) != 4 or any(answer is None or answer == [] for answer in pair[2:]):
-        raise ValueError(f"a pair is (clean, corrupted, right answer, wrong answer), got {pair}")
-    clean, corrupted = encode_pair(model, *pair[:2])
-    if len(clean) != 1:
-        raise ValueError(f"a pair has one clean and one corrupted text, got {len(clean)}; give each as a pair")
-    means = []
-    for answer, name in zip(pair[2:], ("right", "wrong")):
-        tokens = answer if isinstance(answer, list) else [answer]
-        ids = torch.cat([answer_ids(model, token, clean, corrupted, name) for token in tokens])
-        means.append(model.lm_head.weight[ids].detach().mean(0, keepdim=True))
-    return Batch(clean, corrupted, means[0] - means[1])
-
-
-def _draw(model, task, count, seed):
-    """So many pairs of a built-in task; those that are not token-aligned for this tokenizer are drawn again."""
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}, or give pairs of your own")
-    rng, pairs, why = random.Random(seed), [], ""
-    for _ in range(50 * count):
-        try:
-            pairs.append(_read(model, TASKS[task](model, rng)))
-        except ValueError as error:
-            why = error
-        if len(pairs) == count:
-            return pairs
-    could = f"{len(pairs)} of {50 * count} pairs could be used"
-    raise ValueError(f"{task} does not suit this model: {could}; the last: {why}")
-
-
-def _induction(model, rng):
-    """Random tokens and their beginning again; corrupted, other random tokens."""
-    V, n = model.config.vocab_size, min(10, model.config.vocab_size // 2, model.block_size // 2)
-    if n < 2:
-        raise ValueError(f"{V} tokens and {model.block_size} positions leave no room to repeat something")
-    tokens = rng.sample(range(V), 2 * n)
-    clean, corrupted = (torch.tensor([some + some[: n - 1]]) for some in (tokens[:n], tokens[n:]))
-    return clean, corrupted, tokens[n - 1], tokens[-1]
-
-
-def _ioi(model, rng):
-    """Indirect object identification (Wang et al. 2022), with the giver swapped in the corrupted text."""
-    one, other = rng.sample("Mary John Tom James Anna David Paul Mark Sarah Alice Peter George Kate Emma".split(), 2)
-    place, thing = rng.choice(["store", "park", "school", "office"]), rng.choice(["drink", "book", "ring", "letter"])
-    start, end = f"When {one} and {other} went to the {place}, ", f" gave a {thing} to"
-    return start + other + end, start + one + end, f" {one}", f" {other}"
-
-
-def _greater_than(model, rng):
-    """Which years may follow (Hanna et al. 2023, arXiv 2305.00586); corrupted, the year is 01 and all may."""
-    event, century, year = rng.choice(["war", "project", "trial", "siege"]), rng.randint(11, 17), rng.randint(2, 98)
-    whole, *pieces = (encode(model, text)[0].tolist() for text in (f" {century}{year:02}", f" {century}", f"{year:02}"))
-    if whole != sum(pieces, []):
-        raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
-    start, end = f"The {event} lasted from the year {century}", f" to the year {century}"
-    later, earlier = ([f"{y:02}" for y in years] for years in (range(year + 1, 100), range(year + 1)))
-    return f"{start}{year:02}{end}", f"{start}01{end}", later, earlier
-
-
-TASKS = {
-    "induction": _induction,
-    "name_recall": lambda model, rng: names.held_out_pair(rng),
-    "ioi": _ioi,
-    "greater_than": _greater_than,
-}
-
-
-def _outputs(model, ids, sites=()):
-    """(what the run keeps, what each sender writes to the residual stream (S,B,T,C); biases are no sender's)."""
-    kept = tails.record(model, ids, ("resid_pre", "resid_mid", "resid_post", "z", "mlp_out", *sites))
-    written = [kept["resid_pre"][0][None]]
-    for layer, block in enumerate(model.transformer.h):
-        written += [_through_heads(block.attn, kept["z"][layer]), kept["mlp_out"][layer][None]]
-    return kept, torch.cat(written)
-
-
-def _through_heads(attn, z):
-    """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
-    weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,H,D)
-    return torch.einsum("bhtd,chd->hbtc", z, weight)
-
-
-def _metric(model, direction, ends):
-    """The metric of final residual vectors (...,B,C): (...,B), in logits; positive = the right answer is ahead."""
-    wide = torch.promote_types(ends.dtype, torch.float32)
-    return (model.transformer.ln_f(ends).to(wide) * direction.to(wide)).sum(-1)
-
-
-@torch.no_grad()
-def run_circuit(model, batch, mask, start=0):
-    """(B,): the metric when along the edges in mask (readers, senders) the clean run goes, and along all others not.
-
-    Over the other edges each reader gets what the sender has in the corrupted run. Cost: 2 passes, with 3H copies of
-    the stream, since each head's q, k and v may read another one. start: the layer below which mask has all edges, so
-    that it is the clean run.
-    """
-    (kept, old), (_, clean) = _outputs(model, batch.corrupted), _outputs(model, batch.clean)
-    H, L, mask = model.config.n_head, model.config.n_layer, mask.to(old)
-    change = torch.zeros_like(old)  # of each sender's output, (S,B,T,C)
-    change[: 1 + start * (H + 1)] = (clean - old)[: 1 + start * (H + 1)]
-    for layer, block in list(enumerate(model.transformer.h))[start:]:
-        n, rows = 1 + layer * (H + 1), mask[layer * (3 * H + 1) :]
-        read = kept["resid_pre"][layer] + torch.einsum("rs,sbtc->rbtc", rows[: 3 * H, :n], change[:n])
-        weight = block.attn.c_attn.weight.view(3, H, -1, old.size(-1))  # (3C,C) -> (3,H,D,C)
-        qkv = torch.einsum("xhbtc,xhdc->xbhtd", block.ln_1(read).unflatten(0, (3, H)), weight)
-        q, k, v = qkv + block.attn.c_attn.bias.view(3, 1, H, 1, -1)  # (B,H,T,D) each
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.attn.scale)
-        change[n : n + H] = _through_heads(block.attn, z) - old[n : n + H]
-        read = kept["resid_mid"][layer] + torch.einsum("s,sbtc->btc", rows[3 * H, : n + H], change[: n + H])
-        change[n + H] = block.mlp(block.ln_2(read)) - old[n + H]
-    end = kept["resid_post"][L - 1][:, -1] + torch.einsum("s,sbc->bc", mask[-1], change[:, :, -1])
-    return _metric(model, batch.direction, end)
-
-
-@torch.no_grad()
-def _unpatched(model, batches):
-    """The metric of each pair's clean and of its corrupted run, 2 x (pairs,)."""
-    runs = [torch.cat((batch.clean, batch.corrupted)) for batch in batches]
-    ends = [model.stream(ids)[:, -1].view(2, len(batch.clean), -1) for ids, batch in zip(runs, batches)]
-    return torch.cat([_metric(model, batch.direction, end) for end, batch in zip(ends, batches)], 1)
-
-
-def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=4096):
-    """Score of every edge, (readers, senders) as in `layout`, in logits, averaged over the pairs; 0 where none is.
-
-    How far the metric falls when in the clean run the edge alone carries what it carries in the corrupted run;
-    positive = the edge speaks for the right answer. method "exact": each edge patched. "eap": to first order, (clean -
-    corrupted output) times the gradient at the reader in the clean run. "eap-ig-inputs": the gradient averaged over
-    runs whose embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps.
-    Cost: 2 passes; and exact, the tails of a run per edge; eap, a pass and a backward; eap-ig-inputs, steps of them.
-    """
-    if method not in ("exact", "eap", "eap-ig-inputs") or steps < 1:
-        raise ValueError(f'method must be "exact", "eap" or "eap-ig-inputs", steps from 1; got {method!r}, {steps}')
-    check_mode(model)
-    batches = as_batches(model, task)
-    total = sum(len(batch.clean) for batch in batches)
-    scores = 0
-    for batch in tqdm(batches, desc=method, unit="batch", disable=None):
-        if method == "exact":
-            scores = scores + _exact_scores(model, batch, max_tokens)
-        else:
-            scores = scores + _gradient_scores(model, batch, 1 if method == "eap" else steps)
-    return scores / total
-
-
-def _gradient_scores(model, batch, steps):
-    """Summed over the pairs; steps = 1 is the gradient of the clean run itself."""
-    with torch.no_grad():
-        (_, clean), (_, corrupted) = _outputs(model, batch.clean), _outputs(model, batch.corrupted)
-    scores = 0
-    for step in range(1, steps + 1):
-        embedding = torch.lerp(corrupted[0], clean[0], step / steps)
-        gradients = _gradients(model, batch, embedding)
-        scores = scores + torch.cat([torch.einsum("rbtc,sbtc->rs", g, clean - corrupted) for g in gradients])
-    return scores * layout(model).possible.to(scores) / steps
-
-
-def _gradients(model, batch, embedding):
-    """The metric's gradient by what each reader reads, in pieces (some readers,B,T,C), in the order of `layout`."""
-    H, sites = model.config.n_head, ("resid_pre", "q", "k", "v", "resid_mid", "mlp_pre", "resid_post")
-    with torch.enable_grad():
-        start = [Patch(0, None, embedding, "resid_pre")]
-        end, kept = tails.record_with_gradient(model, batch.clean, sites, start)
-        metric = _metric(model, batch.direction, end[:, -1]).sum()
-        by = dict(zip(kept, torch.autograd.grad(metric, list(kept.values()))))
-    pieces = []
-    for layer, block in enumerate(model.transformer.h):
-        qkv = torch.stack([by[site, layer] for site in "qkv"])  # (3,B,H,T,D)
-        weight = block.attn.c_attn.weight.detach().view(3, H, -1, embedding.size(-1))
-        by_norm = torch.einsum("xbhtd,xhdc->xhbtc", qkv, weight).flatten(0, 1)  # (3H,B,T,C)
-        pieces.append(_through_norm(block.ln_1, kept["resid_pre", layer], by_norm))
-        by_norm = by["mlp_pre", layer] @ block.mlp.c_fc.weight.detach()  # (B,T,4C) @ (4C,C) -> (B,T,C)
-        pieces.append(_through_norm(block.ln_2, kept["resid_mid", layer], by_norm[None]))
-    return [*pieces, by["resid_post", model.config.n_layer - 1][None]]
-
-
-def _through_norm(norm, x, gradients):
-    """Gradients (R,B,T,C) by the layer norm's output -> by its input x (B,T,C)."""
-    x = x.detach().expand_as(gradients).requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(norm(x), x, gradients)[0]
-
-
-@torch.no_grad()
-def _exact_scores(model, batch, max_tokens):
-    """Summed over the pairs, by patched runs that all end in `tails.finish`."""
-    kept, clean = _outputs(model, batch.clean, ("q", "k", "v"))
-    change = _outputs(model, batch.corrupted)[1] - clean  # (S,B,T,C)
-    base, (B, T), H = tails.as_base(kept), batch.clean.shape, model.config.n_head
-    intact = _metric(model, batch.direction, kept["resid_post"][model.config.n_layer - 1][:, -1]).sum()
-    scores = []
-
-    def fall(end):  # (B,R,1,C) -> (R,)
-        return intact - _metric(model, batch.direction, end[:, :, 0].transpose(0, 1)).sum(-1)
-
-    for layer in range(model.config.n_layer):
-        n = 1 + layer * (H + 1)
-        for runs, senders, read in ((3 * H, n, _heads_read), (1, n + H, _mlp_reads)):
-            at_once = max(1, max_tokens // (B * T * runs))
-            found = []
-            for some in change[:senders].split(at_once):
-
-                def join(layer, positions, some=some, read=read):
-                    return {0: read(model, base, layer, some)}
-
-                found.append(tails.finish(model, base, join, [layer], [0], runs * len(some), read=fall)[layer, 0])
-            scores.append(F.pad(torch.cat(found).view(senders, runs).T, (0, len(change) - senders)))
-    ends = kept["resid_post"][model.config.n_layer - 1][:, -1] + change[:, :, -1]  # (S,B,C)
-    return torch.cat([*scores, fall(ends.transpose(0, 1)[:, :, None])[None]])
-
-
-def _heads_read(model, base, layer, changes):
-    """(B,S*3H,T,C): the stream after the block when one head's q, k or v reads a stream changed by one of (S,B,T,C)."""
-    block = model.transformer.h[layer]
-    qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + changes)).unflatten(-1, (3, model.config.n_head, -1))
-    runs = []
-    for one in qkv:  # (B,T,3,H,D)
-        for site, new in zip("qkv", one.permute(2, 0, 3, 1, 4)):  # (B,H,T,D)
-            runs.append(tails.patched_tails(model, base, {layer: new}, site, layer, [0], each_position=False)[0])
-    return torch.cat(runs, 1)
-
-
-def _mlp_reads(model, base, layer, changes):
-    """(B,S,T,C): the same for the MLP."""
-    block, mid = model.transformer.h[layer], base["resid_mid"][layer]
-    return (mid + block.mlp(block.ln_2(mid + changes))).transpose(0, 1)
 
 
 def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
@@ -314,7 +39,7 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     if method not in METHODS or not threshold >= 0 or (n_edges is not None and (method == "acdc" or n_edges < 1)):
         known = f"method must be one of {', '.join(METHODS)}, threshold from 0, n_edges from 1, not with acdc"
         raise ValueError(f"{known}; got {method!r}, {threshold}, {n_edges}")
-    check_mode(model)
+    runs.check_model(model)
     batches = as_batches(model, task)
     clean, corrupted = _unpatched(model, batches)
     if not (clean > 0).float().mean() > 0.5:
@@ -450,8 +175,8 @@ class Circuit:
         """Write method, shape and edges."""
         config = self.model.config
         data = {"method": self.method, "layers": config.n_layer, "heads": config.n_head, "edges": self.edges}
-        with figures.written_whole(path) as beside:
-            beside(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json(cls, path, model, task):

@@ -2,11 +2,11 @@
 
 import csv
 import json
-import os
 import sys
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
+
+from mingpt.common import atomic_write
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -21,29 +21,17 @@ def check_output(path, suffixes=SUFFIXES):
     for file in (path, path.with_suffix(".csv")):
         if file.is_dir():
             raise ValueError(f"cannot write {str(file)!r}: it is a folder")
-    with written_whole() as beside:
-        beside(path).touch()
+    _try_writing(path)
 
 
-@contextmanager
-def written_whole(*paths):
-    """Gives f(path), a name beside path to write to; at the end all get their own names, or none of them is there."""
-    written = {}
-
-    def beside(path):
-        written[Path(path)] = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.partial{Path(path).suffix}")
-        return written[Path(path)]
-
+def _try_writing(path):
+    """ValueError if no file can be made beside path."""
+    probe = path.with_name(f".{path.name}.probe")
     try:
-        yield beside
-        for path in paths:
-            os.replace(written[Path(path)], path)
+        probe.touch()
+        probe.unlink()
     except OSError as error:
-        names = " and ".join(map(str, written))
-        raise ValueError(f"cannot write {names}: {error.strerror or error}; choose another folder") from error
-    finally:
-        for partial in written.values():
-            partial.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
 
 
 def token_labels(tokens):
@@ -92,8 +80,8 @@ def shown(figure, path=None):
     """The figure; written to path (.png, .svg, .pdf) if there is one."""
     if path:
         check_output(path)
-        with written_whole(path) as beside:
-            save_figure(figure, beside(path))
+        with atomic_write(path) as temporary:
+            save_figure(figure, temporary)
     return figure
 
 
@@ -104,8 +92,8 @@ def save_page(name, data, path):
     for character in "<>&":  # so that no text in the data can end the script element or begin another
         text = text.replace(character, f"\\u{ord(character):04x}")
     page = (Path(__file__).parent / "pages" / f"{name}.html").read_text(encoding="utf-8")
-    with written_whole(path) as beside:
-        beside(path).write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
 
 
 def save_figure(figure, path):

@@ -22,10 +22,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mingpt import pretrained
-from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import check_mode
-from mingpt.model import GPT, Patch
+from mingpt.common import atomic_write
+from mingpt.hub import steps_in
+from mingpt.interpretability import figures, runs
+from mingpt.model import GPT
+from mingpt.sites import Patch
 
 SURE = 4  # standard errors from 0 that are taken for more than chance
 
@@ -67,7 +68,7 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     kinds: "zero" makes the head's z 0, "mean" its mean over c. ValueError for a single head.
     Cost: 1 pass over the prompts, and L*H for each kind; "mean": 1 more over c.
     """
-    check_mode(model)
+    runs.check_model(model)
     if kinds and model.config.n_layer * model.config.n_head < 2:
         raise ValueError("without its only head nothing is left to compare; take a model with two heads, or kinds=()")
     if not {*kinds} <= {"zero", "mean"}:
@@ -97,7 +98,7 @@ def _mean_z(model, ids):
     """(L,H,D): every head's mean z over these inputs (B,T)."""
     total, batches = 0, ids.split(max(1, 2000 // ids.size(1)))
     for some in batches:
-        total = total + torch.stack([*tails.record(model, some, ["z"])["z"].values()]).sum(
+        total = total + torch.stack([*runs.record(model, some, ["z"])["z"].values()]).sum(
             (1, 3)
         )  # (L,b,H,T,D) -> (L,H,D)
     return total / ids.numel()
@@ -142,7 +143,7 @@ def name_candidates(values, kind="zero", share=0.1):
 def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
     """{step: study_induction without ablation} of the checkpoints in a run folder; {} if it has none. A pass each."""
     curve, prompts = {}, None
-    for step, folder in tqdm(sorted(pretrained.steps_in(run_folder).items()), unit="checkpoint", disable=None):
+    for step, folder in tqdm(sorted(steps_in(run_folder).items()), unit="checkpoint", disable=None):
         if not folder.exists():
             continue  # the run goes on, and has removed it
         model = GPT.from_pretrained(folder)
@@ -165,7 +166,7 @@ def plot_study(model, prompts, values, path=None):
     maps = {name: values[name].mean(0) for name in drawn}
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
     pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T): a pair at a time, for memory
-    r, c = sum(tails.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs) / len(pairs)
+    r, c = sum(runs.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs) / len(pairs)
     maps[f"{layer}.{head} on r"] = r
     maps |= {f"{layer}.{head} on {x}, pieces 2, 1": part[n : 2 * n, :n] for x, part in zip("rc", (r, c))}
     largest = {name: mean.abs().max().item() for name, mean in maps.items()}
@@ -233,7 +234,7 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     picture.parent.mkdir(parents=True, exist_ok=True)
     figures.check_output(picture)
     drawn = (length, bases, seed, text and Path(text).read_text(encoding="utf-8"))
-    last, model = max(pretrained.steps_in(name), default=None), GPT.from_pretrained(name)
+    last, model = max(steps_in(name), default=None), GPT.from_pretrained(name)
     curve = induction_curve(name, *drawn)
     prompts = draw_prompts(model, *drawn)
     values = study_induction(model, prompts)
@@ -241,7 +242,7 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     if curve:
         plot_curve(curve, picture.with_name("induction_curve.png"), read_losses(name))
     setting = {"n": bases, "length": prompts.size(2) // 4, "seed": seed, "text": text}
-    with figures.written_whole(table) as beside, open(beside(table), "w", newline="", encoding="utf-8") as file:
+    with atomic_write(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["step", "quantity", "layer.head", "mean", "standard error", *setting])
         for step, found in (curve | {last: values}).items():

@@ -1,125 +1,201 @@
-"""What do the texts, ids and answers that a user gives mean to this model? Ids, or an error that says what to do."""
+"""What do the texts, ids, answers and parts that a user names mean to this model? Or an error that says what to do."""
+
+import re
+from typing import NamedTuple
 
 import torch
 
-from mingpt.model import plain
+from mingpt.sites import as_int
+
+
+def tokenizer_of(model):
+    """The model's tokenizer; ValueError if it has none."""
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer; give token ids instead of text")
+    return model.tokenizer
 
 
 def encode(model, inputs, name="input"):
     """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids (B,T)."""
     if isinstance(inputs, torch.Tensor):
         if inputs.ndim != 2 or inputs.is_floating_point():
-            raise ValueError(f"ids must be whole numbers (B, T), got {tuple(inputs.shape)} of {inputs.dtype}")
+            raise ValueError(
+                f"ids must be whole numbers (B, T), got {tuple(inputs.shape)} of {inputs.dtype}"
+            )
         ids = inputs.long()
     else:
-        if model.tokenizer is None:
-            raise ValueError("this model has no tokenizer; give ids (B, T) instead of texts")
-        rows = [model.tokenizer.encode(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
-        if len({len(row) for row in rows}) != 1:
-            raise ValueError(f"the texts must have equally many tokens, got {[len(row) for row in rows]}")
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        rows = [tokenizer_of(model).encode(text) for text in texts]
+        lengths = [len(row) for row in rows]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"the texts must have equally many tokens, got {lengths}")
         ids = torch.tensor(rows, dtype=torch.long).view(len(rows), -1)
     if not len(ids):
         raise ValueError(f"the {name} is empty; give at least one text")
-    if not 0 < ids.size(1) <= model.block_size:
-        raise ValueError(f"the {name} text has {ids.size(1)} tokens; this model takes 1 to {model.block_size}")
+    T = ids.size(1)
+    if not 0 < T <= model.block_size:
+        raise ValueError(f"the {name} text has {T} tokens; this model takes 1 to {model.block_size}")
     return ids.to(model.lm_head.weight.device)
 
 
-def tokens(model, ids):
+def token_texts(model, ids):
     """The texts of ids (T,), a list: without a tokenizer the numbers; <60> for one that is no token of its own."""
+    ids = ids.tolist()
     if model.tokenizer is None:
-        return [str(i) for i in ids.tolist()]
+        return [str(i) for i in ids]
     known = model.tokenizer.encoder.tokens  # the output matrix may have more rows
-    if all(i in known for i in ids.tolist()):
+    if all(i in known for i in ids):
         return model.tokenizer.tokens(ids)
-    return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids.tolist()]
+    return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids]
 
 
 def encode_pair(model, clean_input, corrupted_input):
     """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by token."""
-    clean, corrupted = encode(model, clean_input, "clean"), encode(model, corrupted_input, "corrupted")
+    clean = encode(model, clean_input, "clean")
+    corrupted = encode(model, corrupted_input, "corrupted")
     if clean.shape != corrupted.shape:
-        raise ValueError(_unequal(model, clean, corrupted))
+        raise ValueError(_describe_unequal(model, clean, corrupted))
     same = (clean == corrupted).all(1)
     if same.any():
-        raise ValueError(f"clean and corrupted text {same.nonzero()[0].item()} are the same; change a token of one")
+        number = same.nonzero()[0].item()
+        raise ValueError(f"clean and corrupted text {number} are the same; change a token of one")
     return clean, corrupted
 
 
-def _unequal(model, clean, corrupted):
-    message = f"clean and corrupted must have equally many tokens, got {clean.size(1)} and {corrupted.size(1)}"
+def _describe_unequal(model, clean, corrupted):
+    """The message for a pair of different lengths: both tokenizations and where they component."""
+    message = (
+        "clean and corrupted must have equally many tokens, "
+        f"got {clean.size(1)} and {corrupted.size(1)}"
+    )
     if model.tokenizer is None or len(clean) != 1 or len(corrupted) != 1:
         return f"{message} in {len(clean)} and {len(corrupted)} inputs"
-    shown = ["|".join(model.tokenizer.tokens(ids[0])) for ids in (clean, corrupted)]
     shared = min(clean.size(1), corrupted.size(1))
     differ = (clean[0, :shared] != corrupted[0, :shared]).nonzero()
+    first = differ[0].item() if len(differ) else shared
     return (
-        f"{message}:\n  clean     {shown[0]}\n  corrupted {shown[1]}\n"
-        f"first difference at position {differ[0].item() if len(differ) else shared}; "
-        "choose a replacement of the same length"
+        f"{message}:\n"
+        f"  clean     {'|'.join(model.tokenizer.tokens(clean[0]))}\n"
+        f"  corrupted {'|'.join(model.tokenizer.tokens(corrupted[0]))}\n"
+        f"first difference at position {first}; choose a replacement of the same length"
     )
 
 
 def answer_ids(model, answer, ids, other_ids, name):
-    """The answer's token id for each input, (B,): an id, a text that is one token, or a list of B of them; or None.
+    """The answer's token id for each input, (B,).
 
-    None or "": the token in which the input ids (B,T) differs from other_ids, if there is exactly one.
+    answer: an id, a text that is one token, or a list of B of them; or None or "": the token in which the input
+    ids (B,T) differs from other_ids, if there is exactly one. name: what error messages call the answer.
     """
     if answer is None or (isinstance(answer, str) and not answer):
         differ = ids != other_ids
         if (differ.sum(1) != 1).any():
-            where = differ.any(0).nonzero()[:, 0].tolist()
-            raise ValueError(f"the texts differ at positions {where}, not at one; name the {name} answer")
+            positions = differ.any(0).nonzero()[:, 0].tolist()
+            raise ValueError(
+                f"the texts differ at positions {positions}, not at one; name the {name} answer"
+            )
         return ids[differ]
-    several = isinstance(answer, (list, tuple)) or (isinstance(answer, torch.Tensor) and answer.ndim)
-    answers = list(answer) if several else [answer] * len(ids)
+    is_list = isinstance(answer, (list, tuple)) or (isinstance(answer, torch.Tensor) and answer.ndim)
+    answers = list(answer) if is_list else [answer] * len(ids)
     if len(answers) != len(ids):
-        raise ValueError(f"give one {name} answer, or one for each of the {len(ids)} inputs; got {len(answers)}")
-    return torch.tensor([_answer_id(model, each, name) for each in answers], device=ids.device)
+        raise ValueError(
+            f"give one {name} answer, or one for each of the {len(ids)} inputs; got {len(answers)}"
+        )
+    return torch.tensor([_answer_id(model, one, name) for one in answers], device=ids.device)
 
 
-def answer_pair(model, clean, corrupted, right, wrong):
+def answer_pair(model, clean, corrupted, clean_answer, corrupted_answer):
     """answer_ids of the clean and of the corrupted answer, 2 x (B,); ValueError where they are the same."""
-    answers = (
-        answer_ids(model, right, clean, corrupted, "clean"),
-        answer_ids(model, wrong, corrupted, clean, "corrupted"),
-    )
-    if (same := answers[0] == answers[1]).any():
-        raise ValueError(f"both answers are {tokens(model, answers[0][same])[0]!r}; they must be two different tokens")
-    return answers
+    clean_ids = answer_ids(model, clean_answer, clean, corrupted, "clean")
+    corrupted_ids = answer_ids(model, corrupted_answer, corrupted, clean, "corrupted")
+    same = clean_ids == corrupted_ids
+    if same.any():
+        text = token_texts(model, clean_ids[same])[0]
+        raise ValueError(f"both answers are {text!r}; they must be two different tokens")
+    return clean_ids, corrupted_ids
 
 
 def _answer_id(model, answer, name):
     if not isinstance(answer, str):
-        if type(plain(answer)) is not int or not 0 <= plain(answer) < model.config.vocab_size:
-            raise ValueError(f"the {name} answer {answer} is no token; the ids are 0 to {model.config.vocab_size - 1}")
-        return plain(answer)
-    tokens = encode(model, answer)[0].tolist()
-    if len(tokens) == 1:
-        return tokens[0]
-    shown = "|".join(model.tokenizer.tokens(tokens))
+        number = as_int(answer)
+        if type(number) is not int or not 0 <= number < model.config.vocab_size:
+            last = model.config.vocab_size - 1
+            raise ValueError(f"the {name} answer {answer} is no token; the ids are 0 to {last}")
+        return number
+    ids = encode(model, answer)[0].tolist()
+    if len(ids) == 1:
+        return ids[0]
+    pieces = "|".join(model.tokenizer.tokens(ids))
     raise ValueError(
-        f"the {name} answer {answer!r} is {len(tokens)} tokens ({shown}); it must be one: mind the leading space"
+        f"the {name} answer {answer!r} is {len(ids)} tokens ({pieces}); "
+        "it must be one: mind the leading space"
     )
 
 
-def check_mode(model):
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is noise; call model.eval() first")
-    check_mps(model.lm_head.weight.device)
+class Component(NamedTuple):
+    """A part of the model. Written, heads are "3.5" (layer, head) and their inputs "3.5.q", MLPs "mlp 3"."""
+
+    kind: str  # head, mlp, neuron, layer (attention and MLP together), or logits
+    layer: int | None = None
+    index: int | None = None  # of the head or neuron
+    role: str | None = None  # q, k or v: what a head reads, instead of the whole head
 
 
-def check_device(name):
-    """ValueError where nothing can be computed on this device, or not rightly."""
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"no device {name!r} can be used here ({why}); give cpu, or leave the device out") from error
-    check_mps(name)
+SPELLINGS = (  # how each kind is written: our own way, then the long way
+    ("head", r"(\d+)\.(\d+)(?:\.([qkv]))?"),
+    ("head", r"layer_(\d+)_head_(\d+)(?:_([qkv]))?"),
+    ("mlp", r"mlp (\d+)|layer_(\d+)_mlp"),
+    ("neuron", r"layer_(\d+)_neuron_(\d+)"),
+    ("layer", r"layer_(\d+)"),
+    ("logits", r"logits"),
+)
+HOW_TO_WRITE = (
+    "write layer_3, layer_3_mlp, layer_3_head_5 or layer_3_neuron_17; "
+    "or 3.5 for a head, 3.5.q for what it reads, mlp 3, logits"
+)
 
 
-def check_mps(device):
-    """ValueError on the PyTorch whose linear layers are silently wrong on Apple's GPU (pytorch issue 161640)."""
-    if torch.device(device).type == "mps" and torch.__version__.startswith("2.8."):
-        raise ValueError("PyTorch 2.8 computes linear layers wrongly on mps; install another version, or use the cpu")
+def parse_component(model, name):
+    """The Component that a name stands for; ValueError, saying how to write one, if the model has none such.
+
+    name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp"), (3, "neuron", 17).
+    """
+    component = _component_of_text(name) if isinstance(name, str) else _component_of_tuple(name)
+    if component is None:
+        raise ValueError(f"no component {name!r}; {HOW_TO_WRITE}")
+    config = model.config
+    sizes = {"head": config.n_head, "neuron": config.n_inner}
+    bounds = [] if component.layer is None else [("layer", component.layer, config.n_layer)]
+    if component.kind in sizes:
+        bounds.append((component.kind, component.index, sizes[component.kind]))
+    for what, number, size in bounds:
+        if type(number) is not int or not 0 <= number < size:
+            raise ValueError(f"no component {name!r}: {what} must be 0 to {size - 1}; {HOW_TO_WRITE}")
+    return component
+
+
+def _component_of_text(text):
+    for kind, pattern in SPELLINGS:
+        match = re.fullmatch(pattern, text)
+        if match:
+            pieces = [piece for piece in match.groups() if piece is not None]
+            role = pieces.pop() if pieces and pieces[-1] in "qkv" else None
+            return Component(kind, *map(int, pieces), **({"role": role} if role else {}))
+    return None
+
+
+def _component_of_tuple(pieces):
+    if not isinstance(pieces, (tuple, list)):
+        return None
+    match [as_int(piece) for piece in pieces]:
+        case [layer]:
+            return Component("layer", layer)
+        case [layer, "mlp"]:
+            return Component("mlp", layer)
+        case [layer, "head" | "neuron" as kind, index]:
+            return Component(kind, layer, index)
+        case [layer, head, "q" | "k" | "v" as role]:
+            return Component("head", layer, head, role)
+        case [layer, int(head)]:
+            return Component("head", layer, head)
+    return None

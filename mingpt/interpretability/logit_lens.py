@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import answer_ids, check_mode, encode, tokens
-from mingpt.model import RESIDUAL_SITES
+from mingpt.interpretability import figures, runs
+from mingpt.interpretability.inputs import answer_ids, encode, token_texts
+from mingpt.sites import RESIDUAL_SITES
 
 QUANTITIES = {"probability": "probability", "entropy": "entropy (nats)", "kl": "KL to the output (nats)"}
 
@@ -76,8 +76,8 @@ def analyze(model, text, site="resid_post", k=5):
         entropy, kl = -(log_probs.exp() * log_probs).sum(-1), (final.exp() * (final - log_probs)).sum(-1)
         rows.append((top.indices, top.values, log_probs.gather(-1, top.indices).exp(), entropy, kl.clamp_min(0)))
     columns = [torch.cat(column) for column in zip(*rows)]  # (L,T,k) and (L,T)
-    top = [[tokens(model, cell) for cell in row] for row in columns[0]]
-    return Predictions(site, tokens(model, ids[0]), top, *columns)
+    top = [[token_texts(model, cell) for cell in row] for row in columns[0]]
+    return Predictions(site, token_texts(model, ids[0]), top, *columns)
 
 
 def measure_convergence(model, text, threshold=0.1):
@@ -191,11 +191,11 @@ def read_directly(model, ids, x, answer, other=None):
 
 def _run(model, text, *sites):
     """(ids (1,T), {site: {layer: tensor}}) of one pass, resid_post always among the sites."""
-    check_mode(model)
+    runs.check_model(model)
     ids = encode(model, text)
     if sites[0] not in RESIDUAL_SITES or len(ids) != 1:
         raise ValueError(f"give one text, or ids (1,T), and a site of {RESIDUAL_SITES}; got {len(ids)}, {sites[0]!r}")
-    return ids, tails.record(model, ids, sites)
+    return ids, runs.record(model, ids, sites)
 
 
 def _read(model, x):

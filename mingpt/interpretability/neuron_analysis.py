@@ -14,10 +14,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from mingpt.interpretability import figures, tails
-from mingpt.interpretability.inputs import check_mode, encode, tokens
+from mingpt.interpretability import figures, runs
+from mingpt.interpretability.inputs import encode, token_texts
 from mingpt.interpretability.logit_lens import read_directly
-from mingpt.model import Patch, plain
+from mingpt.sites import Patch, as_int
 
 AT_ONCE = 1024  # tokens that run together, padding included, which bounds the memory; a single window is never cut
 Example = namedtuple("Example", "activation text position peak tokens activations")  # see top_activating_examples
@@ -48,7 +48,7 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
             peaks, at = rows.max(0)  # (T,N) -> (N,)
             for n in (peaks > least).nonzero()[:, 0].tolist():
                 peak, first = at[n].item(), max(0, at[n].item() - around)
-                shown = tokens(model, ids[first : peak + around + 1]), rows[first : peak + around + 1, n].tolist()
+                shown = token_texts(model, ids[first : peak + around + 1]), rows[first : peak + around + 1, n].tolist()
                 found = [*best[n], Example(peaks[n].item(), text, start + peak, peak - first, *shown)]
                 best[n] = sorted(found, key=lambda example: -example.activation)[:k]
                 least[n] = best[n][-1].activation if len(best[n]) == k else -torch.inf
@@ -86,7 +86,7 @@ def neuron_logit_weights(model, layer, neuron, k=10):
     matches = ln_2(model.transformer.wte.weight) @ mlp.c_fc.weight[neuron] + mlp.c_fc.bias[neuron]  # (V,)
     kinds = {"promotes": (logits, True), "suppresses": (logits, False), "matches": (matches, True)}
     tops = {name: values.topk(min(k, len(values)), largest=largest) for name, (values, largest) in kinds.items()}
-    return {name: list(zip(tokens(model, top.indices), top.values.tolist())) for name, top in tops.items()}
+    return {name: list(zip(token_texts(model, top.indices), top.values.tolist())) for name, top in tops.items()}
 
 
 class ImportantNeurons(namedtuple("ImportantNeurons", "neurons activation direct ablation disagree")):
@@ -105,11 +105,11 @@ def important_neurons(model, text, answer, other=None, k=10):
     ablation: intact - ablated (0 at every position), with all that later blocks make of it; a neuron that works through
     them alone may be missed. disagree: one is less than half of the other, or of the other sign. Cost: 1 + k passes.
     """
-    check_mode(model)
+    runs.check_model(model)
     ids = encode(model, text)
     if len(ids) != 1 or k < 1:
         raise ValueError(f"give one text, or ids (1, T), and k of at least 1; got {len(ids)} and {k}")
-    kept, ln_f, blocks = tails.record(model, ids, ["mlp_post"]), model.transformer.ln_f, model.transformer.h
+    kept, ln_f, blocks = runs.record(model, ids, ["mlp_post"]), model.transformer.ln_f, model.transformer.h
     end = kept["resid_post"][len(blocks) - 1][0, -1]  # (C,)
     row, reads = read_directly(model, ids, end, answer, other)
     weights = torch.stack([reads @ block.mlp.c_proj.weight for block in blocks])  # (L,4C)
@@ -117,7 +117,7 @@ def important_neurons(model, text, answer, other=None, k=10):
     top = (acts * weights).abs().flatten().topk(min(k, acts.numel())).indices
     layers, at = (top // acts.size(1)).tolist(), top % acts.size(1)
     zeroed = [Patch(l, None, lambda x, n=n: x.index_fill(-1, n, 0), "mlp_post") for l, n in zip(layers, at)]
-    ablated = torch.stack([tails.run(model, ids, [patch])[0, -1] for patch in zeroed])  # (k,C)
+    ablated = torch.stack([runs.run(model, ids, [patch])[0, -1] for patch in zeroed])  # (k,C)
     direct, ablation = (acts * weights).flatten()[top], (ln_f(end) - ln_f(ablated)) @ row  # (k,)
     disagree = (direct - ablation).abs() > torch.maximum(direct.abs(), ablation.abs()) / 2
     return ImportantNeurons([*zip(layers, at.tolist())], acts.flatten()[top], direct, ablation, disagree)
@@ -126,14 +126,14 @@ def important_neurons(model, text, answer, other=None, k=10):
 def _checked(model, layer, neurons):
     config, many = model.config, neurons if isinstance(neurons, (list, tuple, range)) else [neurons]
     for name, numbers, size in (("layer", [layer], config.n_layer), ("neuron", many, config.n_inner)):
-        if not numbers or not all(type(plain(n)) is int and 0 <= n < size for n in numbers):
+        if not numbers or not all(type(as_int(n)) is int and 0 <= n < size for n in numbers):
             raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
-    return plain(layer), list(dict.fromkeys(map(plain, many)))
+    return as_int(layer), list(dict.fromkeys(map(as_int, many)))
 
 
 def _mlp_post(model, texts, layers):
     """(layer, windows, mlp_post (tokens,4C) at their tokens, in order) for each batch and each of the layers."""
-    check_mode(model)
+    runs.check_model(model)
     kept, take = {}, lambda site, x: kept.update({site: x}) or x
     for windows in _batches(model, texts):
         ids = pad_sequence([ids for *_, ids in windows], True, -1).to(model.lm_head.weight.device)  # (B,T)

@@ -1,6 +1,6 @@
 """What TransformerLens says about a small random checkpoint: tests/fixtures/transformer_lens.json.
 
-    python -m tests.make_fixtures      writes the file anew; it needs transformer-lens 3.9 and transformers
+    python -m benchmarks.make_fixtures      writes the file anew; it needs transformer-lens 3.9 and transformers
 
 The tests make the same checkpoint again with `checkpoint()` and need neither. The file holds:
 
@@ -24,7 +24,7 @@ import torch
 from mingpt import pretrained
 from mingpt.model import GPT, GPTConfig
 
-PATH = Path(__file__).parent / "fixtures" / "transformer_lens.json"
+PATH = Path(__file__).parent.parent / "tests" / "fixtures" / "transformer_lens.json"
 L, H, C, V, BLOCK = 3, 4, 32, 50, 40
 KINDS = ("previous_token_head", "duplicate_token_head", "induction_head")
 IDS = [7, 3, 12, 44, 3, 12, 9, 9, 31, 7, 3, 12, 44, 20, 9, 31, 7, 0, 3, 12, 49, 31, 7, 5]

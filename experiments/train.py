@@ -1,6 +1,6 @@
 """Train a small GPT-2 on a text, and keep models on the way, in which a study can see what forms when.
 
-    python -m mingpt.train CORPUS [--preset PRESET] [--output FOLDER]
+    python -m experiments.train CORPUS [--preset PRESET] [--output FOLDER]
 
 CORPUS is shakespeare or austen, which are downloaded once, python, the standard library's source, which is there
 already, a text file, or a folder of .txt files; its last tenth is for validation. FOLDER, runs/PRESET if not given,
@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from mingpt import pretrained
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
+from mingpt.common import atomic_write
+from mingpt.hub import steps_in
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer, TrainerConfig
@@ -185,15 +186,15 @@ def claim(output, settings):
     """Note the settings in the folder; ValueError if it has others."""
     path = output / "settings.json"
     output.mkdir(parents=True, exist_ok=True)
-    if not path.exists() and pretrained.steps_in(output):
+    if not path.exists() and steps_in(output):
         raise ValueError(f"{output} has checkpoints of another program; give another --output")
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before and (other := [name for name in settings if before.get(name) != settings[name]]):
         said = {"text": "another text", "merges": "other tokens"}
         found = ", ".join(said.get(name, f"{name} {before.get(name)}") for name in other)
         raise ValueError(f"{output} has a run with {found}; give the same, or another --output")
-    with figures.written_whole(path) as beside:
-        beside(path).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_losses(trainer, rows, bits, path):
@@ -207,7 +208,7 @@ def measure_losses(trainer, rows, bits, path):
     line |= {"validation_error": unseen.std().item() / len(unseen) ** 0.5}  # standard error of the mean over rows
     line["bits_per_byte"] = line["validation_loss"] * bits
     trainer.history.append([*line.values()])
-    with figures.written_whole(path) as beside, open(beside(path), "w", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([line, *trainer.history])
     form = "step {}: training loss {:.3f}, validation {:.3f} +- {:.3f}, {:.3f} bits per byte"
     text, left = form.format(step, *trainer.history[-1][3:]), seconds / max(step, 1) * (config.max_iters - step) / 60

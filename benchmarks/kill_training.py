@@ -1,6 +1,6 @@
 """Does a training run that is killed at random moments end as if nothing had happened?
 
-    python -m tests.kill_training [20]
+    python -m benchmarks.kill_training [20]
 
 trains a tiny model once undisturbed, then once more, killed (SIGKILL) so many times at moments drawn at random and
 started again each time. Both must end with the same weights, bit for bit, the same losses and the same kept models.
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from mingpt import pretrained
+from mingpt.hub import steps_in
+from mingpt.model import GPT
 
 TEXT = "".join(f"{n} times {n} is {n * n}, and {n} more makes {n * n + n}.\n" for n in range(600))
 OPTIONS = (
@@ -28,7 +29,7 @@ OPTIONS = (
 
 
 def start(folder, steps):
-    command = [sys.executable, "-m", "mingpt.train", str(folder / "text.txt"), "--output", str(folder / "run")]
+    command = [sys.executable, "-m", "experiments.train", str(folder / "text.txt"), "--output", str(folder / "run")]
     command += [*OPTIONS, "--max-iters", str(steps)]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
@@ -40,7 +41,7 @@ def losses(folder):
 
 
 def newest(folder):
-    return max(pretrained.steps_in(folder / "run"), default=-1)
+    return max(steps_in(folder / "run"), default=-1)
 
 
 def wait_for_more(folder, step, process):
@@ -69,10 +70,10 @@ def kill_and_compare(root, kills, seed=0):
         assert process.wait() == -signal.SIGKILL, "the run had ended before it could be killed"
         reached.append(newest(disturbed))
     assert start(disturbed, steps).wait() == 0
-    ours, theirs = pretrained.steps_in(undisturbed / "run"), pretrained.steps_in(disturbed / "run")
+    ours, theirs = steps_in(undisturbed / "run"), steps_in(disturbed / "run")
     assert ours.keys() == theirs.keys()
     for step, folder in ours.items():
-        a, b = (pretrained.load(run).state_dict() for run in (folder, theirs[step]))
+        a, b = (GPT.from_pretrained(run).state_dict() for run in (folder, theirs[step]))
         assert all(torch.equal(a[name], b[name]) for name in a), f"the models of step {step} differ"
     assert losses(undisturbed) == losses(disturbed)
     return reached

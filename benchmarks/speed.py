@@ -1,6 +1,6 @@
 """How fast are the sweeps, beside other ways to the same numbers and beside what this machine can do at all?
 
-    python -m tests.benchmark [--output benchmark.csv] [--rounds 3] [--threads 2]
+    python -m benchmarks.speed [--output benchmark.csv] [--rounds 3] [--threads 2]
 
 GPT-2-small shapes, random weights, fp32, CPU. In each round every way runs once, and before each of them the sweep;
 medians are shown. The limit is the floating-point work that a sweep needs (mingpt.interpretability.tails), over the
@@ -22,12 +22,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from experiments.trainer import StepSampler, Trainer, TrainerConfig
 
+from experiments.train import PRESETS, chosen, windows
 from mingpt import pretrained
-from mingpt.interpretability.activation_patching import ablate_component, ablate_heads, patch_layers, patch_loop
-from mingpt.model import GPT, GPTConfig, Patch
-from mingpt.train import PRESETS, chosen, windows
-from mingpt.trainer import StepSampler, Trainer, TrainerConfig
+from mingpt.config import GPTConfig
+from mingpt.interpretability.activation_patching import (
+    ablate_component,
+    ablate_heads,
+    patch_layers,
+    patch_loop,
+)
+from mingpt.model import GPT
+from mingpt.sites import Patch
 
 L, H, C, V = 12, 12, 768, 50257
 CLEAN, CORRUPTED = 5437, 4176  # the ids of the answers
@@ -267,7 +274,7 @@ def cases(model, folder):
 
 
 def train_beside_transformers(name, rounds, steps=8):
-    """Print tokens/s and losses of mingpt.train's preset and of a plain loop over transformers' GPT2LMHeadModel.
+    """Print tokens/s and losses of experiments.train's preset and of a plain loop over transformers' GPT2LMHeadModel.
 
     Both start from the same weights and see the same batches: bytes of this package's own source. In each round first
     one, then the other makes so many steps. Without dropout, which transformers also puts on the attention.
@@ -343,7 +350,7 @@ def main():
         sizes = {"n_layer": L, "n_head": H, "n_embd": C, "vocab_size": V, "block_size": 1024}
         pretrained.save(GPT(GPTConfig(**sizes, tie_word_embeddings=True)), folder)
         run_cases(options, GPT.from_pretrained(folder), folder)
-        command = ["-m", "tests.benchmark", "--threads", str(options.threads), "--memory", folder]
+        command = ["-m", "benchmarks.speed", "--threads", str(options.threads), "--memory", folder]
         subprocess.run([sys.executable, *command], check=True)
 
 

@@ -1,0 +1,65 @@
+"""What every other module may need: devices that compute rightly, and files that appear whole or not at all."""
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+def check_device(name):
+    """ValueError where nothing can be computed on this device, or not rightly."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"no device {name!r} can be used here ({reason}); give cpu, or leave the device out"
+        ) from error
+    check_mps(name)
+
+
+def check_mps(device):
+    """ValueError on the PyTorch whose linear layers are silently wrong on Apple's GPU.
+
+    Source: pytorch issue 161640.
+    """
+    if torch.device(device).type == "mps" and torch.__version__.startswith("2.8."):
+        raise ValueError(
+            "PyTorch 2.8 computes linear layers wrongly on mps; install another version, or use the cpu"
+        )
+
+
+@contextmanager
+def atomic_write(path):
+    """A temporary path beside `path`, for a file or a folder; it takes the name `path` when the block has ended.
+
+    If the block raises, the temporary is removed and `path` is as it was. Where `path` is a folder already, the
+    temporary folder lies in it, and its files replace those of the same name one by one. ValueError if it cannot
+    be written.
+    """
+    path = Path(path)
+    is_folder = path.is_dir()
+    name = f".{path.stem}.{os.getpid()}.partial{path.suffix}"
+    temporary = path / name if is_folder else path.with_name(name)
+    try:
+        yield temporary
+        if is_folder:
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, path / file.name)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot write to {path}: {reason}; give another folder") from error
+    finally:
+        remove(temporary)
+
+
+def remove(path):
+    """Delete a file or a folder; nothing happens where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What does a run say at its end? A logit difference, or a loss, from the final residual stream.
+
+There is one sign inside: logit(clean answer) - logit(corrupted answer), positive = the clean answer is ahead. Functions
+with the published sign, which is the other one, turn it where they return.
+"""
+
+import torch
+
+
+def wide_dtype(model):
+    """The dtype in which differences are taken: in bf16 they would keep two digits."""
+    return torch.promote_types(model.lm_head.weight.dtype, torch.float32)
+
+
+def answer_direction(model, clean_answer, corrupted_answer=None):
+    """(B,C): the direction of the last normalised vector along which the clean answer is ahead.
+
+    clean_answer, corrupted_answer: ids (B,). logit(clean) - logit(corrupted) is the vector's product with it; without
+    a corrupted answer it is logit(clean). The output matrix itself is not needed.
+    """
+    rows = model.lm_head.weight
+    wide = wide_dtype(model)
+    direction = rows[clean_answer].to(wide)
+    if corrupted_answer is not None:
+        direction = direction - rows[corrupted_answer].to(wide)
+    return direction
+
+
+def logit_diff(model, ends, direction):
+    """logit(clean answer) - logit(corrupted answer) of final residual vectors (...,C), before ln_f: (...), in logits.
+
+    direction: of answer_direction, (...,C), which broadcasts to ends.
+    """
+    normed = model.transformer.ln_f(ends).to(direction.dtype)
+    return (normed * direction).sum(-1)
+
+
+def next_token_loss(model, streams, ids):
+    """Mean loss in nats on the next tokens of ids (B,T), of each of R runs: (R,). streams (B,R,T,C), before ln_f."""
+    B, T = ids.shape
+    if T < 2:
+        raise ValueError("one token has no next one to be wrong about; give longer inputs, or answers")
+    targets = ids[:, None, 1:, None]  # (B,1,T-1,1)
+    losses = []
+    at_once = max(1, 512 // (B * T))  # the logits of all runs at once would be large
+    for chunk in streams.split(at_once, dim=1):
+        normed = model.transformer.ln_f(chunk[:, :, :-1])
+        logits = model.lm_head(normed).to(wide_dtype(model))  # (B,r,T-1,V)
+        of_target = logits.gather(-1, targets.expand(-1, chunk.size(1), -1, -1))[..., 0]
+        losses.append((logits.logsumexp(-1) - of_target).mean((0, 2)))
+    return torch.cat(losses)

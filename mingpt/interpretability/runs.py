@@ -1,0 +1,62 @@
+"""One run of the model, checked: the door through which every analysis goes.
+
+An analysis of a model in training mode, or of one that gives NaN, would be an analysis of noise; here it is an error.
+"""
+
+from functools import partial
+
+from mingpt.common import check_mps
+from mingpt.sites import Patch, as_store
+
+
+def check_model(model):
+    """ValueError if what the model computes now is not what it computes in use."""
+    if model.training:
+        raise ValueError(
+            "the model is in training mode, where dropout is noise; call model.eval() first"
+        )
+    check_mps(model.lm_head.weight.device)
+
+
+def check_finite(*tensors):
+    """ValueError if one has values that are NaN or infinite."""
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError(
+            "the runs give values that are NaN or infinite; check the weights and the dtype"
+        )
+
+
+def run(model, ids, patches=(), stored=None):
+    """The residual stream after the last block, (B,T,C), of ids (B,T). Cost: 1 pass, without the output matrix.
+
+    patches: a list of Patch. stored: {site: {}}, which the run fills. ValueError in training mode, and where the
+    result is not finite. The model itself keeps nothing of the run.
+    """
+    check_model(model)
+    x = model.stream(ids, patches, stored)
+    check_finite(model.transformer.ln_f(x[:, -1]))
+    return x
+
+
+def record(model, ids, sites):
+    """{site: {layer: tensor}} of one run, copies; always with resid_post. Cost: 1 pass."""
+    stored = as_store(sites)
+    run(model, ids, stored=stored)
+    return stored
+
+
+def record_with_gradient(model, ids, sites, patches=()):
+    """(final residual stream (B,T,C), {(site, layer): tensor}) of one run that autograd can differentiate."""
+    recorded = {}
+
+    def keep(site, layer, x):
+        recorded[site, layer] = x if x.requires_grad else x.requires_grad_()
+        return x
+
+    # A patch function sees every tensor that passes its site; these hand it on as it is.
+    watchers = [
+        Patch(layer, None, partial(keep, site, layer), site)
+        for layer in range(model.config.n_layer)
+        for site in sites
+    ]
+    return run(model, ids, [*patches, *watchers]), recorded
