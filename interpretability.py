@@ -19,9 +19,15 @@ from mingpt.model import GPT
 
 MODEL = "gpt2"  # a name on the Hugging Face hub, a folder, or names, the small model that is part of this project
 CLEAN = "Michelle Jones was a top-notch student. Michelle"  # the text whose activations are put in
-CORRUPTED = "Michelle Smith was a top-notch student. Michelle"  # the same number of tokens, another name
-CLEAN_ANSWER = " Jones"  # one token, with its leading space; empty: the token in which CLEAN differs
-CORRUPTED_ANSWER = " Smith"  # one token, with its leading space; empty: the token in which CORRUPTED differs
+CORRUPTED = (
+    "Michelle Smith was a top-notch student. Michelle"  # the same number of tokens, another name
+)
+CLEAN_ANSWER = (
+    " Jones"  # one token, with its leading space; empty: the token in which CLEAN differs
+)
+CORRUPTED_ANSWER = (
+    " Smith"  # one token, with its leading space; empty: the token in which CORRUPTED differs
+)
 OUTPUT = "heatmap.png"  # .png, .svg or .pdf; the numbers go beside it, as .csv
 
 # What stands above as it was shipped. Only this experiment may be shown on the embedded model where gpt2 cannot be had.
@@ -41,7 +47,9 @@ class WrongSweep(Exception):
 def main(arguments=None):
     """Run the experiment; 0, 2 after a message on stderr that says what to change, 1 if the sweep is wrong."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # tokens may hold what the terminal cannot show
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # tokens may hold what the terminal cannot show
     try:
         experiment(parse(arguments))
     except (ValueError, OSError) as error:
@@ -56,7 +64,9 @@ def main(arguments=None):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for flag, default, more in (
         ("--model", MODEL, ""),
         ("--clean", CLEAN, ""),
@@ -66,18 +76,36 @@ def parse(arguments):
     ):
         parser.add_argument(flag, help=f"default: {default!r}{more}".replace("%", "%%"))
     parser.add_argument(
-        "--output", default=OUTPUT, help="default: %(default)s; .png, .svg or .pdf, and a .csv beside it"
+        "--output",
+        default=OUTPUT,
+        help="default: %(default)s; .png, .svg or .pdf, and a .csv beside it",
     )
-    parser.add_argument("--device", default="cpu", help="default: %(default)s; cuda or mps where there is one")
     parser.add_argument(
-        "--loop", action="store_true", help="run each patch by itself: slow, and what defines the result"
+        "--device", default="cpu", help="default: %(default)s; cuda or mps where there is one"
+    )
+    parser.add_argument(
+        "--loop",
+        action="store_true",
+        help="run each patch by itself: slow, and what defines the result",
     )
     options = parser.parse_args(arguments)
-    asked = [options.model, options.clean, options.corrupted, options.clean_answer, options.corrupted_answer]
+    asked = [
+        options.model,
+        options.clean,
+        options.corrupted,
+        options.clean_answer,
+        options.corrupted_answer,
+    ]
     constants = (MODEL, CLEAN, CORRUPTED, CLEAN_ANSWER, CORRUPTED_ANSWER)
     options.untouched = asked == [None] * 5 and constants == SHIPPED
     values = [constant if given is None else given for given, constant in zip(asked, constants)]
-    options.model, options.clean, options.corrupted, options.clean_answer, options.corrupted_answer = values
+    (
+        options.model,
+        options.clean,
+        options.corrupted,
+        options.clean_answer,
+        options.corrupted_answer,
+    ) = values
     return options
 
 
@@ -86,22 +114,35 @@ def experiment(options):
     check_device(options.device)
     model = load_model(options.model, options.untouched)
     config, tokenizer = model.config, model.tokenizer
-    print(f"Model: {model.source} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd})\n")
+    print(
+        f"Model: {model.source} ({config.n_layer} layers, {config.n_head} heads, width {config.n_embd})\n"
+    )
     if tokenizer is None:
-        raise ValueError(f"{options.model} has no tokenizer; put the model's merges.txt (and vocab.json) beside it")
+        raise ValueError(
+            f"{options.model} has no tokenizer; put the model's merges.txt (and vocab.json) beside it"
+        )
 
     model.to(options.device)
     clean, corrupted = inputs.encode_pair(model, options.clean, options.corrupted)
     clean_answer = inputs.answer_ids(model, options.clean_answer, clean, corrupted, "clean").item()
-    corrupted_answer = inputs.answer_ids(model, options.corrupted_answer, corrupted, clean, "corrupted").item()
+    corrupted_answer = inputs.answer_ids(
+        model, options.corrupted_answer, corrupted, clean, "corrupted"
+    ).item()
     if clean_answer == corrupted_answer:
-        raise ValueError(f"both answers are {shown(tokenizer, clean_answer)}; they must be two different tokens")
+        raise ValueError(
+            f"both answers are {shown(tokenizer, clean_answer)}; they must be two different tokens"
+        )
     print_inputs(tokenizer.tokens(clean[0]), tokenizer.tokens(corrupted[0]))
 
-    quantity = f"logit({shown(tokenizer, corrupted_answer)}) - logit({shown(tokenizer, clean_answer)})"
+    quantity = (
+        f"logit({shown(tokenizer, corrupted_answer)}) - logit({shown(tokenizer, clean_answer)})"
+    )
     with torch.no_grad():
         model(torch.cat((clean, corrupted)), store_activations=True)
-    clean_stream, unpatched = {layer: both[:1] for layer, both in model.layer_activations.items()}, {}
+    clean_stream, unpatched = (
+        {layer: both[:1] for layer, both in model.layer_activations.items()},
+        {},
+    )
     for name, logits in zip(("clean", "corrupted"), model.last_token_logits):
         print_next_tokens(name, logits, tokenizer)
         unpatched[name] = (logits[corrupted_answer] - logits[clean_answer]).item()
@@ -111,11 +152,17 @@ def experiment(options):
         print("The model does not prefer each text's own answer: read what follows with care.")
 
     if options.loop:
-        differences = activation_patching.patch_loop(model, clean, corrupted, clean_answer, corrupted_answer)
+        differences = activation_patching.patch_loop(
+            model, clean, corrupted, clean_answer, corrupted_answer
+        )
     else:
-        result = activation_patching.patch_layers(model, clean, corrupted, clean_answer, corrupted_answer)
+        result = activation_patching.patch_layers(
+            model, clean, corrupted, clean_answer, corrupted_answer
+        )
         differences = result.logit_diff.cpu().double()
-        check_cells(model, clean_stream, corrupted, (clean_answer, corrupted_answer), differences, unpatched)
+        check_cells(
+            model, clean_stream, corrupted, (clean_answer, corrupted_answer), differences, unpatched
+        )
     write(differences, tokenizer.tokens(corrupted[0]), quantity, options, model.name)
     print(reading(differences, tokenizer.tokens(corrupted[0]), unpatched))
 
@@ -126,16 +173,26 @@ def check_cells(model, clean_stream, corrupted, answers, differences, unpatched,
     moved = (differences - unpatched["corrupted"]).abs().flatten()
     cells = sorted({*moved.topk(min(count, len(moved))).indices.tolist(), len(moved) - 1})
     patches = []
-    for row, cell in enumerate(cells):  # a run each, side by side: every patch changes its own row alone
+    for row, cell in enumerate(
+        cells
+    ):  # a run each, side by side: every patch changes its own row alone
         layer, position = divmod(cell, differences.size(1))
         new = clean_stream[layer][:, position]  # (1,C)
-        patches.append((layer, position, lambda old, row=row, new=new: torch.cat((old[:row], new, old[row + 1 :]))))
+        patches.append(
+            (
+                layer,
+                position,
+                lambda old, row=row, new=new: torch.cat((old[:row], new, old[row + 1 :])),
+            )
+        )
     model(corrupted.expand(len(cells), -1), patch_params=patches)
     again = model.last_token_logits[:, answers[1]] - model.last_token_logits[:, answers[0]]
     off = (differences.flatten()[cells] - again.cpu()).abs().max().item()
     print(f"{len(cells)} cells, each run again by itself: the largest difference is {off:.1e}.")
     if not off <= 1e-4 * (differences.max() - differences.min()).item() + 1e-5:
-        raise WrongSweep(f"the sweep is off by {off:.1e}, more than rounding; report this, and use --loop until then")
+        raise WrongSweep(
+            f"the sweep is off by {off:.1e}, more than rounding; report this, and use --loop until then"
+        )
 
 
 def load_model(name, untouched):
@@ -149,7 +206,10 @@ def load_model(name, untouched):
             f"{name} is not in the cache and cannot be had from the hub: this is names, the embedded model.",
             file=sys.stderr,
         )
-        print(f"With a network, `python interpretability.py --model {name}` downloads and shows it.", file=sys.stderr)
+        print(
+            f"With a network, `python interpretability.py --model {name}` downloads and shows it.",
+            file=sys.stderr,
+        )
         return GPT.from_pretrained("names")
 
 
@@ -169,8 +229,12 @@ def print_inputs(clean, corrupted):
 def print_next_tokens(name, logits, tokenizer, count=20):
     """The most probable next tokens after the last position; logits (V,)."""
     top = logits.softmax(-1).topk(min(count, len(logits)))
-    print(f"\nMost probable next tokens after the {name} text:\nposition  index  token           probability")
-    for position, (probability, index) in enumerate(zip(top.values.tolist(), top.indices.tolist()), 1):
+    print(
+        f"\nMost probable next tokens after the {name} text:\nposition  index  token           probability"
+    )
+    for position, (probability, index) in enumerate(
+        zip(top.values.tolist(), top.indices.tolist()), 1
+    ):
         print(f"{position:8}  {index:5}  {shown(tokenizer, index):14}  {probability:11.4f}")
     print()
 
@@ -183,7 +247,9 @@ def write(differences, tokens, quantity, options, model_name):
     picture, table = Path(options.output), Path(options.output).with_suffix(".csv")
     labels = figures.token_labels(tokens)
     with atomic_write(picture) as temporary_picture, atomic_write(table) as temporary_table:
-        figures.save_figure(figures.draw_heatmap(differences, labels, title, label), temporary_picture)
+        figures.save_figure(
+            figures.draw_heatmap(differences, labels, title, label), temporary_picture
+        )
         figures.save_csv(differences, labels, temporary_table)
     print(f"Wrote {picture} and {table}.")
 

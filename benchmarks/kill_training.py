@@ -23,15 +23,26 @@ from mingpt.model import GPT
 
 TEXT = "".join(f"{n} times {n} is {n * n}, and {n} more makes {n * n + n}.\n" for n in range(600))
 OPTIONS = (
-    "--n-layer 2 --n-head 3 --n-embd 21 --block-size 16 --batch-size 4 --vocab-size 257 --dropout 0.1 "
-    "--checkpoint-interval 2 --kept 5 --device cpu"  # a checkpoint every few milliseconds: kills fall into them too
-).split()
+    (
+        "--n-layer 2 --n-head 3 --n-embd 21 --block-size 16 --batch-size 4 --vocab-size 257 --dropout 0.1 "
+        "--checkpoint-interval 2 --kept 5 --device cpu"  # a checkpoint every few milliseconds: kills fall into them too
+    ).split()
+)
 
 
 def start(folder, steps):
-    command = [sys.executable, "-m", "experiments.train", str(folder / "text.txt"), "--output", str(folder / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        str(folder / "text.txt"),
+        "--output",
+        str(folder / "run"),
+    ]
     command += [*OPTIONS, "--max-iters", str(steps)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
 
 
 def losses(folder):
@@ -60,7 +71,9 @@ def kill_and_compare(root, kills, seed=0):
     wait_for_more(undisturbed, -1, process)
     began = time.monotonic()
     assert process.wait() == 0
-    longest = 0.8 * (time.monotonic() - began) / kills  # so that the kills fall anywhere in the run, and it never ends
+    longest = (
+        0.8 * (time.monotonic() - began) / kills
+    )  # so that the kills fall anywhere in the run, and it never ends
     while len(reached) < kills:
         process, before = start(disturbed, steps), newest(disturbed)
         if len(reached) % 5 != 1:  # some are killed before they have come any further
@@ -83,7 +96,9 @@ def main():
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with tempfile.TemporaryDirectory() as root:
         reached = kill_and_compare(root, kills)
-    print(f"killed {len(reached)} times, at steps {reached}: the same weights, losses and kept models")
+    print(
+        f"killed {len(reached)} times, at steps {reached}: the same weights, losses and kept models"
+    )
 
 
 if __name__ == "__main__":

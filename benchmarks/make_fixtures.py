@@ -34,7 +34,14 @@ ANSWER, OTHER = 3, 41
 def checkpoint():
     """A GPT of 3 layers, 4 heads and width 32 with random weights, biases and layer norms, attending sharply."""
     config = GPTConfig(n_layer=L, n_head=H, n_embd=C, vocab_size=V, block_size=BLOCK)
-    scales = {"wte": 1.0, "wpe": 1.0, "c_attn.weight": 0.3, "lm_head": 0.5, "ln_": 0.3, "bias": 0.3}  # first that fits
+    scales = {
+        "wte": 1.0,
+        "wpe": 1.0,
+        "c_attn.weight": 0.3,
+        "lm_head": 0.5,
+        "ln_": 0.3,
+        "bias": 0.3,
+    }  # first that fits
     generator = torch.Generator().manual_seed(20240)
     with torch.random.fork_rng():
         model = GPT(config).eval()
@@ -51,15 +58,26 @@ def hooked(model, **processing):
     from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
     from transformers import GPT2LMHeadModel
 
-    sizes = {"n_layers": L, "n_heads": H, "d_model": C, "d_head": C // H, "d_vocab": V, "n_ctx": BLOCK}
-    found = HookedTransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN"))
+    sizes = {
+        "n_layers": L,
+        "n_heads": H,
+        "d_model": C,
+        "d_head": C // H,
+        "d_vocab": V,
+        "n_ctx": BLOCK,
+    }
+    found = HookedTransformer(
+        HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN")
+    )
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(model, folder)
         weights = convert_gpt2_weights(GPT2LMHeadModel.from_pretrained(folder), found.cfg)
     steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
     found.load_and_process_state_dict(weights, **(dict.fromkeys(steps, False) | processing))
     found.to_tokens = lambda ids: ids  # there is no tokenizer, and it would ask the hub for one
-    torch.testing.assert_close(found(torch.tensor([IDS])), model(torch.tensor([IDS]))[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found(torch.tensor([IDS])), model(torch.tensor([IDS]))[0], rtol=1e-4, atol=1e-4
+    )
     return found
 
 
@@ -68,7 +86,11 @@ def detected(model):
 
     scores = {}
     for kind, measure, bos, current in product(KINDS, ("mul", "abs"), (0, 1), (0, 1)):
-        options = {"error_measure": measure, "exclude_bos": bool(bos), "exclude_current_token": bool(current)}
+        options = {
+            "error_measure": measure,
+            "exclude_bos": bool(bos),
+            "exclude_current_token": bool(current),
+        }
         name = f"{kind} measure={measure} exclude_bos={bos} exclude_current_token={current}"
         scores[name] = detect_head(model, torch.tensor([IDS]), kind, **options).tolist()
     return scores
@@ -83,12 +105,16 @@ def attributed(model):
 
     heads = share(cache.stack_head_results(layer=-1, pos_slice=-1)).view(L, H)
     mlps = share(cache.decompose_resid(layer=-1, mode="mlp", pos_slice=-1, incl_embeds=False))
-    parts, labels = cache.get_full_resid_decomposition(expand_neurons=False, pos_slice=-1, return_labels=True)
+    parts, labels = cache.get_full_resid_decomposition(
+        expand_neurons=False, pos_slice=-1, return_labels=True
+    )
     single = dict(zip(labels[-3:], share(parts)[-3:].tolist()))  # embed, pos_embed, bias
     single["final_bias"] = (model.b_U[ANSWER] - model.b_U[OTHER]).item()
     logits = model(torch.tensor([IDS]))[0, -1]
     total = (logits[ANSWER] - logits[OTHER]).item()
-    torch.testing.assert_close(heads.sum().item() + mlps.sum().item() + sum(single.values()), total, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        heads.sum().item() + mlps.sum().item() + sum(single.values()), total, rtol=0, atol=1e-4
+    )
     answers = {"ids": IDS, "answer": ANSWER, "other": OTHER}
     return answers | {"heads": heads.tolist(), "mlps": mlps.tolist(), **single, "total": total}
 
@@ -104,7 +130,9 @@ def main():
         "composition": {kind: lens.all_composition_scores(kind).tolist() for kind in "QKV"},
         "logit_attribution": attributed(hooked(model, fold_ln=True)),
     }
-    rounded = json.loads(json.dumps(results), parse_float=lambda number: float(f"{float(number):.9g}"))
+    rounded = json.loads(
+        json.dumps(results), parse_float=lambda number: float(f"{float(number):.9g}")
+    )
     PATH.write_text(json.dumps(rounded) + "\n", encoding="utf-8")
 
 

@@ -59,9 +59,15 @@ def sweep_work(T, first, heads=1):
         n = T - p
         pairs = sum(range(p + 1, T + 1))
         block = 24 * C * C * n + 4 * C * pairs
-        joining = block - 6 * C * C * (n - 1)  # right of p, q, k and v are still those of the base run
-        top = 4 * C * C * n + 20 * C * C + 4 * C * T  # keys and values of all tokens, the rest of the last one
-        patched = (16 * C * C + 2 * C * C / H) if heads > 1 else 0  # the head's own output, and the MLP of its token
+        joining = block - 6 * C * C * (
+            n - 1
+        )  # right of p, q, k and v are still those of the base run
+        top = (
+            4 * C * C * n + 20 * C * C + 4 * C * T
+        )  # keys and values of all tokens, the rest of the last one
+        patched = (
+            (16 * C * C + 2 * C * C / H) if heads > 1 else 0
+        )  # the head's own output, and the MLP of its token
         for layer in range(L):
             blocks_above = L - 1 - layer
             inner = max(0, blocks_above - 2) * block + (joining if blocks_above > 1 else 0)
@@ -74,7 +80,9 @@ def ablation_work(T):
     block = 24 * C * C * T + 2 * C * T * T
     output = 2 * C * V * (T - 1)
     own = 16 * C * C * T + 2 * C * C / H * T
-    return L * block + output + sum(H * (own + (L - 1 - layer) * block + output) for layer in range(L))
+    return (
+        L * block + output + sum(H * (own + (L - 1 - layer) * block + output) for layer in range(L))
+    )
 
 
 def matrix_rate():
@@ -97,7 +105,8 @@ def stream_of(model, ids):
     """The residual stream after each block of a transformers model, a list."""
     kept = []
     handles = [
-        block.register_forward_hook(lambda module, args, out: kept.append(first(out))) for block in model.transformer.h
+        block.register_forward_hook(lambda module, args, out: kept.append(first(out)))
+        for block in model.transformer.h
     ]
     model(ids)
     for handle in handles:
@@ -135,8 +144,19 @@ def with_hooked_transformer(folder):
     """The same with TransformerLens's HookedTransformer; its weights are its own random ones."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    sizes = {"n_layers": L, "d_model": C, "n_ctx": 1024, "d_head": C // H, "n_heads": H, "d_vocab": V}
-    return hooked(HookedTransformer(HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre")))
+    sizes = {
+        "n_layers": L,
+        "d_model": C,
+        "n_ctx": 1024,
+        "d_head": C // H,
+        "n_heads": H,
+        "d_vocab": V,
+    }
+    return hooked(
+        HookedTransformer(
+            HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LNPre")
+        )
+    )
 
 
 def with_transformer_bridge(folder):
@@ -146,7 +166,9 @@ def with_transformer_bridge(folder):
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
     end = "<|endoftext|>"  # of a tokenizer that only has to be there
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token=end).save_pretrained(f"{folder}/tok")
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), eos_token=end
+    ).save_pretrained(f"{folder}/tok")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(f"{folder}/tok")
     model = GPT2LMHeadModel.from_pretrained(folder).eval()
     return hooked(TransformerBridge.boot_transformers("gpt2", hf_model=model, tokenizer=tokenizer))
@@ -157,7 +179,9 @@ def hooked(model):
 
     @torch.no_grad()
     def sweep(clean, corrupted):
-        _, cache = model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_resid_post"))
+        _, cache = model.run_with_cache(
+            clean, names_filter=lambda name: name.endswith("hook_resid_post")
+        )
         table = torch.empty(L, clean.size(1))
         for layer in range(L):
             name = f"blocks.{layer}.hook_resid_post"
@@ -192,7 +216,9 @@ def with_nnsight(folder):
             with traced.trace(corrupted.expand(at_once * T, -1)):
                 for layer in range(start, start + at_once):
                     for p in range(T):
-                        first(traced.transformer.h[layer].output)[(layer - start) * T + p, p] = stream[layer][0, p]
+                        first(traced.transformer.h[layer].output)[(layer - start) * T + p, p] = (
+                            stream[layer][0, p]
+                        )
                 logits = traced.lm_head.output[:, -1].save()
             differences.append((logits[:, CORRUPTED] - logits[:, CLEAN]).view(at_once, T))
         return torch.cat(differences)
@@ -232,17 +258,24 @@ def measure_start(folder):
     script = Path(__file__).resolve().parent.parent / "interpretability.py"
     seconds = {"import": [], "script": []}
     with tempfile.TemporaryDirectory() as empty:
-        arguments = {"import": ["-c", "import torch, matplotlib.pyplot"], "script": [script, "--model", folder]}
+        arguments = {
+            "import": ["-c", "import torch, matplotlib.pyplot"],
+            "script": [script, "--model", folder],
+        }
         for way in list(arguments) * 5:
             start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments[way]], cwd=empty, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, *arguments[way]], cwd=empty, check=True, stdout=subprocess.DEVNULL
+            )
             seconds[way].append(time.perf_counter() - start)
     return statistics.median(seconds["script"]) - statistics.median(seconds["import"])
 
 
 def peak_memory():
     """The most memory that this process has used, in MB, as Linux counts it."""
-    status = Path("/proc/self/status").read_text()  # getrusage's figure would take over the parent process's
+    status = Path(
+        "/proc/self/status"
+    ).read_text()  # getrusage's figure would take over the parent process's
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
@@ -260,8 +293,12 @@ def cases(model, folder):
         pair = inputs(T, first)
         ways = {"sweep": lambda pair=pair: patch_layers(model, *pair, CLEAN, CORRUPTED).logit_diff}
         if T <= 64:
-            ways["loop over patch_params"] = lambda pair=pair: patch_loop(model, *pair, CLEAN, CORRUPTED)
-            ways |= {name: lambda pair=pair, sweep=sweep: sweep(*pair) for name, sweep in peers.items()}
+            ways["loop over patch_params"] = lambda pair=pair: patch_loop(
+                model, *pair, CLEAN, CORRUPTED
+            )
+            ways |= {
+                name: lambda pair=pair, sweep=sweep: sweep(*pair) for name, sweep in peers.items()
+            }
         rows.append((f"residual stream, T={T}", sweep_work(T, first), ways))
     pair = inputs(11, 1)
     heads = {"sweep": lambda: patch_layers(model, *pair, CLEAN, CORRUPTED, site="z").logit_diff}
@@ -283,7 +320,9 @@ def train_beside_transformers(name, rounds, steps=8):
 
     torch.manual_seed(0)
     preset = PRESETS[name]
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted(Path("mingpt").rglob("*.py")))
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in sorted(Path("mingpt").rglob("*.py"))
+    )
     rows = windows(torch.tensor([*text.encode()]), preset.block_size)
     dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
     model = GPT(GPTConfig(**chosen(preset, GPTConfig), **dropout, tie_word_embeddings=True))
@@ -293,16 +332,28 @@ def train_beside_transformers(name, rounds, steps=8):
     with tempfile.TemporaryDirectory() as folder:
         pretrained.save(model, folder)
         peer = GPT2LMHeadModel.from_pretrained(folder, use_cache=False).train()
-    linear, others = [], []  # decayed as configure_optimizers does, so that the losses can be compared
+    linear, others = (
+        [],
+        [],
+    )  # decayed as configure_optimizers does, so that the losses can be compared
     for weight, parameter in peer.named_parameters():
-        (linear if parameter.ndim == 2 and "wte" not in weight and "wpe" not in weight else others).append(parameter)
-    groups = [{"params": linear, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        (
+            linear
+            if parameter.ndim == 2 and "wte" not in weight and "wpe" not in weight
+            else others
+        ).append(parameter)
+    groups = [
+        {"params": linear, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, preset.learning_rate, config.betas)
     sampler = StepSampler(len(rows), config.batch_size, config.seed)
     batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=sampler))
     seconds, losses = defaultdict(list), defaultdict(list)
     trainer.add_callback("on_batch_end", lambda trainer: seconds["mingpt"].append(trainer.iter_dt))
-    trainer.add_callback("on_batch_end", lambda trainer: losses["mingpt"].append(trainer.loss.item()))
+    trainer.add_callback(
+        "on_batch_end", lambda trainer: losses["mingpt"].append(trainer.loss.item())
+    )
     for _ in range(rounds):
         config.max_iters += steps
         trainer.run()
@@ -320,19 +371,30 @@ def train_beside_transformers(name, rounds, steps=8):
     rates = {way: tokens / statistics.median(times) for way, times in seconds.items()}
     for way, rate in rates.items():
         apart = max(abs(a - b) for a, b in zip(losses[way], losses["transformers"]))
-        print(f"{way:20}{rate:8,.0f} tokens/s, {rate / rates['transformers']:.2f} times transformers'", end="; ")
+        print(
+            f"{way:20}{rate:8,.0f} tokens/s, {rate / rates['transformers']:.2f} times transformers'",
+            end="; ",
+        )
         print(f"loss {losses[way][0]:.4f} to {losses[way][-1]:.4f}, at most {apart:.4f} apart")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", default="benchmark.csv")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="only the cases with this in their name")
-    parser.add_argument("--memory", metavar="FOLDER", help="only the memory of the T=256 sweep on this model")
-    parser.add_argument("--start", metavar="FOLDER", help="only the start-up of the script on this model")
-    parser.add_argument("--train", choices=PRESETS, help="only the speed of training, beside transformers'")
+    parser.add_argument(
+        "--memory", metavar="FOLDER", help="only the memory of the T=256 sweep on this model"
+    )
+    parser.add_argument(
+        "--start", metavar="FOLDER", help="only the start-up of the script on this model"
+    )
+    parser.add_argument(
+        "--train", choices=PRESETS, help="only the speed of training, beside transformers'"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.train:
@@ -343,7 +405,9 @@ def main():
         print(f"the script takes {above:.2f} s more than its imports, the sweep included")
         return
     if options.memory:
-        print(f"{measure_memory(GPT.from_pretrained(options.memory)):.0f} MB above the model at the peak of T=256")
+        print(
+            f"{measure_memory(GPT.from_pretrained(options.memory)):.0f} MB above the model at the peak of T=256"
+        )
         return
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -365,7 +429,10 @@ def run_cases(options, model, folder):
                 if number and seconds[way][0] > 30:
                     continue  # once is enough for what takes so long
                 limits.append(work / matrix_rate())
-                for each, f in {"sweep": ways["sweep"], way: run}.items():  # the sweep runs beside every other way
+                for each, f in {
+                    "sweep": ways["sweep"],
+                    way: run,
+                }.items():  # the sweep runs beside every other way
                     start = time.perf_counter()
                     results[each] = f()
                     seconds[each].append(time.perf_counter() - start)
@@ -377,9 +444,14 @@ def run_cases(options, model, folder):
         table.append((case, f"limit, {work / 1e9:.0f} GFLOP", f"{limit:.3f}", "", "1"))
         for row in table[-len(ways) - 1 :]:
             print("{:26}{:37}{:>8}{:>17}{:>17}".format(*row), flush=True)
-        for way in ways.keys() - {"sweep", "transformer_lens, HookedTransformer"}:  # which has weights of its own
+        for way in ways.keys() - {
+            "sweep",
+            "transformer_lens, HookedTransformer",
+        }:  # which has weights of its own
             if isinstance(results[way], torch.Tensor):
-                print(f"{'':26}{way}: off by {(results[way] - results['sweep']).abs().max().item():.1e}")
+                print(
+                    f"{'':26}{way}: off by {(results[way] - results['sweep']).abs().max().item():.1e}"
+                )
     with open(options.output, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
     print(f"Wrote {options.output}.")

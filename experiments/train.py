@@ -34,13 +34,28 @@ from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer, TrainerConfig
 
-KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+KARPATHY = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"  # revised now and then: no sha256, about so many bytes
 CORPORA = {  # name: [(address, bytes without the licence, sha256), ...]
-    "shakespeare": [(KARPATHY, 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")],
-    "austen": [(GUTENBERG.format(n), size, None) for n, size in ((158, 883028), (105, 466854), (161, 673688))],
+    "shakespeare": [
+        (KARPATHY, 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
+    ],
+    "austen": [
+        (GUTENBERG.format(n), size, None)
+        for n, size in ((158, 883028), (105, 466854), (161, 673688))
+    ],
 }
-NOT_SOURCE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+NOT_SOURCE = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+}
 MEASURED = 100  # rows, spread evenly over a text, on which a loss is measured
 
 
@@ -48,7 +63,9 @@ MEASURED = 100  # rows, spread evenly over a text, on which a loss is measured
 class Preset:
     """A model and its training; on the command line each field is an option that goes before the preset's value."""
 
-    vocab_size: Annotated[int, "of a byte-level BPE that is trained on the text; 257 is one token per byte"]
+    vocab_size: Annotated[
+        int, "of a byte-level BPE that is trained on the text; 257 is one token per byte"
+    ]
     n_layer: Annotated[int, "layers"]
     n_head: Annotated[int, "heads in a layer"]
     n_embd: Annotated[int, "width of the residual stream"]
@@ -61,12 +78,16 @@ class Preset:
     warmup_iters: Annotated[int, "steps in which the learning rate rises"] = 100
     weight_decay: Annotated[float, "of matrices, embeddings aside"] = 0.1
     checkpoint_interval: Annotated[int, "steps between checkpoints to go on from"] = 100
-    kept: Annotated[int, "models that stay besides the untrained one, denser early; there losses are measured"] = 24
+    kept: Annotated[
+        int, "models that stay besides the untrained one, denser early; there losses are measured"
+    ] = 24
     seed: Annotated[int, "of weights, dropout and batches"] = 0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if value < 0 or (value == 0 and name not in ("dropout", "warmup_iters", "weight_decay", "seed")):
+            if value < 0 or (
+                value == 0 and name not in ("dropout", "warmup_iters", "weight_decay", "seed")
+            ):
                 raise ValueError(f"{name} must be above 0, got {value}")
 
 
@@ -77,7 +98,11 @@ PRESETS = {  # vocabulary, layers, heads, width, context, batch, steps, learning
     "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
     "python-1m": Preset(2048, 4, 4, 128, 128, 32, 8000, 4e-3),
 }
-DEFAULT = {"shakespeare": "shakespeare-char", "austen": "austen-2m", "python": "python-1m"}  # a corpus's preset
+DEFAULT = {
+    "shakespeare": "shakespeare-char",
+    "austen": "austen-2m",
+    "python": "python-1m",
+}  # a corpus's preset
 
 
 def read_corpus(name):
@@ -86,7 +111,11 @@ def read_corpus(name):
         paths = [download(name, *file) for file in CORPORA[name]]
     elif name == "python":
         root = Path(sysconfig.get_path("stdlib"))
-        paths = [path for path in sorted(root.rglob("*.py")) if not NOT_SOURCE & {*path.relative_to(root).parts}]
+        paths = [
+            path
+            for path in sorted(root.rglob("*.py"))
+            if not NOT_SOURCE & {*path.relative_to(root).parts}
+        ]
     else:
         paths = sorted(Path(name).rglob("*.txt")) if Path(name).is_dir() else [Path(name)]
     texts = []
@@ -95,9 +124,13 @@ def read_corpus(name):
             texts.append(strip_licence(path.read_text(encoding="utf-8-sig")))
         except (OSError, UnicodeDecodeError) as error:
             known = f"{name!r} is none of {', '.join(DEFAULT)}"
-            raise ValueError(f"{known}, and {path} cannot be read as utf-8 text: {error}") from error
+            raise ValueError(
+                f"{known}, and {path} cannot be read as utf-8 text: {error}"
+            ) from error
     if not any(texts):
-        raise ValueError(f"{name!r} has no text; give a file with some, or a folder of such .txt files")
+        raise ValueError(
+            f"{name!r} has no text; give a file with some, or a folder of such .txt files"
+        )
     return texts
 
 
@@ -110,12 +143,20 @@ def download(corpus, address, size, sha256):
     """The path in the user's cache; fetched unless it is there, going on where an earlier download broke off."""
     import requests
 
-    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mingpt" / corpus / Path(address).name
+    path = (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "mingpt"
+        / corpus
+        / Path(address).name
+    )
     part = path.with_suffix(".part")
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    headers = {"Range": f"bytes={part.stat().st_size if part.exists() else 0}-", "Accept-Encoding": "identity"}
+    headers = {
+        "Range": f"bytes={part.stat().st_size if part.exists() else 0}-",
+        "Accept-Encoding": "identity",
+    }
     try:
         with requests.get(address, headers=headers, stream=True, timeout=20) as answer:
             if answer.status_code != 416:  # there is no more of it
@@ -129,9 +170,15 @@ def download(corpus, address, size, sha256):
     whole = data.decode(errors="replace").replace("\r\n", "\n")
     text = strip_licence(whole)
     found = len(text.encode())
-    if hashlib.sha256(data).hexdigest() != sha256 if sha256 else text == whole or abs(found / size - 1) > 0.05:
+    if (
+        hashlib.sha256(data).hexdigest() != sha256
+        if sha256
+        else text == whole or abs(found / size - 1) > 0.05
+    ):
         part.unlink()
-        raise ValueError(f"{address} gave {found} bytes of text, not the {size} expected; nothing was kept")
+        raise ValueError(
+            f"{address} gave {found} bytes of text, not the {size} expected; nothing was kept"
+        )
     return part.replace(path)
 
 
@@ -148,11 +195,17 @@ def train(texts, preset, output, device="auto"):
     """
     output, text, T = Path(output), END_OF_TEXT.join(texts), preset.block_size
     parts = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
-    merges = [] if preset.vocab_size == 257 else train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
+    merges = (
+        []
+        if preset.vocab_size == 257
+        else train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
+    )
     tokenizer = BPETokenizer(Encoder(merges))
     ids = [torch.tensor(tokenizer.encode(part, allow_special=True)) for part in parts]
     if len(ids[1]) <= 2 * T:
-        raise ValueError(f"the last tenth of the text has {len(ids[1])} tokens, needs {2 * T + 1}; give more text")
+        raise ValueError(
+            f"the last tenth of the text has {len(ids[1])} tokens, needs {2 * T + 1}; give more text"
+        )
 
     torch.manual_seed(preset.seed)
     rates = {"embd_pdrop": preset.dropout, "resid_pdrop": preset.dropout}
@@ -162,9 +215,15 @@ def train(texts, preset, output, device="auto"):
     kept = {round(preset.max_iters * (i / preset.kept) ** 2) for i in range(preset.kept + 1)}
     settings = {"final_learning_rate": preset.learning_rate / 10, "betas": (0.9, 0.99)}
     settings |= {"device": device, "checkpoint_dir": str(output), "kept_steps": tuple(kept)}
-    trainer = Trainer(TrainerConfig(**chosen(preset, TrainerConfig), **settings), model, windows(ids[0], T))
+    trainer = Trainer(
+        TrainerConfig(**chosen(preset, TrainerConfig), **settings), model, windows(ids[0], T)
+    )
     content = {"text": text, "merges": repr(merges)}
-    claim(output, asdict(preset) | {name: hashlib.sha256(each.encode()).hexdigest() for name, each in content.items()})
+    claim(
+        output,
+        asdict(preset)
+        | {name: hashlib.sha256(each.encode()).hexdigest() for name, each in content.items()},
+    )
     trainer.resume()
     bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
     rows = [windows(part, T, max(T, len(part) // MEASURED)) for part in ids]
@@ -178,7 +237,9 @@ def train(texts, preset, output, device="auto"):
 
 def chosen(preset, config_class):
     """The preset's values for the fields that the configuration has too."""
-    names = {field.name for field in fields(config_class)} & {field.name for field in fields(Preset)}
+    names = {field.name for field in fields(config_class)} & {
+        field.name for field in fields(Preset)
+    }
     return {name: getattr(preset, name) for name in names}
 
 
@@ -205,26 +266,44 @@ def measure_losses(trainer, rows, bits, path):
     seen, unseen = (row_losses(trainer, *dataset.tensors) for dataset in rows)
     line = {"step": step, "tokens": step * config.batch_size * model.block_size, "seconds": seconds}
     line |= {"train_loss": seen.mean().item(), "validation_loss": unseen.mean().item()}
-    line |= {"validation_error": unseen.std().item() / len(unseen) ** 0.5}  # standard error of the mean over rows
+    line |= {
+        "validation_error": unseen.std().item() / len(unseen) ** 0.5
+    }  # standard error of the mean over rows
     line["bits_per_byte"] = line["validation_loss"] * bits
     trainer.history.append([*line.values()])
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([line, *trainer.history])
     form = "step {}: training loss {:.3f}, validation {:.3f} +- {:.3f}, {:.3f} bits per byte"
-    text, left = form.format(step, *trainer.history[-1][3:]), seconds / max(step, 1) * (config.max_iters - step) / 60
-    tqdm.write(text + (f"; {line['tokens'] / seconds:,.0f} tokens/s, {left:.0f} min left" if step else ""))
+    text, left = (
+        form.format(step, *trainer.history[-1][3:]),
+        seconds / max(step, 1) * (config.max_iters - step) / 60,
+    )
+    tqdm.write(
+        text + (f"; {line['tokens'] / seconds:,.0f} tokens/s, {left:.0f} min left" if step else "")
+    )
     if len(trainer.history) % 4 == 0:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):  # the training's random numbers stay
-            ids = model.eval().generate(rows[1][:1][0][:, :8].to(trainer.device), 60, do_sample=True)
+        with torch.random.fork_rng(
+            range(torch.cuda.device_count())
+        ):  # the training's random numbers stay
+            ids = model.eval().generate(
+                rows[1][:1][0][:, :8].to(trainer.device), 60, do_sample=True
+            )
         model.train()
-        tqdm.write(ascii(model.tokenizer.decode(ids[0])))  # some terminals cannot show all that a model may write
+        tqdm.write(
+            ascii(model.tokenizer.decode(ids[0]))
+        )  # some terminals cannot show all that a model may write
 
 
 @torch.no_grad()
 def row_losses(trainer, x, y):
     """(N,): the mean loss of each row, in nats, without dropout."""
-    model, batches = trainer.model.eval(), zip(*(ids.to(trainer.device).split(32) for ids in (x, y)))
-    losses = [F.cross_entropy(model(x)[0].float().mT, y, reduction="none").mean(1) for x, y in batches]
+    model, batches = (
+        trainer.model.eval(),
+        zip(*(ids.to(trainer.device).split(32) for ids in (x, y))),
+    )
+    losses = [
+        F.cross_entropy(model(x)[0].float().mT, y, reduction="none").mean(1) for x, y in batches
+    ]
     model.train()
     return torch.cat(losses)
 
@@ -243,19 +322,31 @@ def draw_curve(rows, path=None):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="shakespeare, austen, python, a text file, or a folder of .txt files")
-    parser.add_argument("--preset", choices=PRESETS, help="default: that of the corpus, else austen-2m")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "corpus", help="shakespeare, austen, python, a text file, or a folder of .txt files"
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="default: that of the corpus, else austen-2m"
+    )
     parser.add_argument("--output", help="folder of the run; default: runs/PRESET")
-    parser.add_argument("--device", default="auto", help="default: cuda where there is one, else cpu")
+    parser.add_argument(
+        "--device", default="auto", help="default: cuda where there is one, else cpu"
+    )
     for field in fields(Preset):
         kind, meaning = get_args(field.type)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"{meaning}; default: the preset's")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, help=f"{meaning}; default: the preset's"
+        )
     options = parser.parse_args(arguments)
     name = options.preset or DEFAULT.get(options.corpus, "austen-2m")
     given = {field.name: getattr(options, field.name) for field in fields(Preset)}
     try:
-        preset = replace(PRESETS[name], **{key: value for key, value in given.items() if value is not None})
+        preset = replace(
+            PRESETS[name], **{key: value for key, value in given.items() if value is not None}
+        )
         train(read_corpus(options.corpus), preset, options.output or f"runs/{name}", options.device)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

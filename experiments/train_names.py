@@ -30,9 +30,21 @@ from mingpt.trainer import Trainer
 
 SEED = 0
 CONTEXT = 256
-VOCABULARY = 1600  # of the tokens learned from text; those that the single-token words need come on top
-PHASES = ((64, 64, 2e-3, 1e-3, 2400), (256, 16, 1e-3, 1e-4, 2400))  # T, B, learning rate from and to, steps
-NOVELS = (158, 141, 121, 105, 1342, 161)  # Project Gutenberg's numbers, in the order of the model card
+VOCABULARY = (
+    1600  # of the tokens learned from text; those that the single-token words need come on top
+)
+PHASES = (
+    (64, 64, 2e-3, 1e-3, 2400),
+    (256, 16, 1e-3, 1e-4, 2400),
+)  # T, B, learning rate from and to, steps
+NOVELS = (
+    158,
+    141,
+    121,
+    105,
+    1342,
+    161,
+)  # Project Gutenberg's numbers, in the order of the model card
 
 
 def read_novels(folder=None):
@@ -42,14 +54,20 @@ def read_novels(folder=None):
     answers = [requests.get(GUTENBERG.format(number), timeout=60) for number in NOVELS]
     for answer in answers:
         answer.raise_for_status()
-    return [strip_licence(answer.content.decode("utf-8-sig").replace("\r\n", "\n")) for answer in answers]
+    return [
+        strip_licence(answer.content.decode("utf-8-sig").replace("\r\n", "\n"))
+        for answer in answers
+    ]
 
 
 def make_tokenizer(novels):
     """A BPE of the novels and of generated passages, then the merges that make each name one token."""
     rng = random.Random(SEED)
     merges = train_bpe([*novels, *(passage(rng) for _ in range(20_000))], VOCABULARY)
-    split = [" top", "not"]  # so that the default sentences have the 11 tokens that they have in GPT-2
+    split = [
+        " top",
+        "not",
+    ]  # so that the default sentences have the 11 tokens that they have in GPT-2
     for word in [*FIRST, *(f" {name}" for name in FIRST + LAST), *split]:
         tokens = Encoder(merges).show_word(word)["token_merged"]
         merges += zip(accumulate(tokens), tokens[1:])  # (a, b), (ab, c), (abc, d) ...
@@ -129,9 +147,13 @@ def measure(model, pairs=500, chunks=64, length=40):
     r = torch.randint(model.config.vocab_size, (chunks, length), generator=generator)
     ids = torch.cat((r, r), dim=1)
     logits, _ = model(ids, store_activations=["pattern"])
-    losses = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")  # (B,2n-1); [t] is that of token t + 1
+    losses = F.cross_entropy(
+        logits[:, :-1].mT, ids[:, 1:], reduction="none"
+    )  # (B,2n-1); [t] is that of token t + 1
     patterns = torch.stack([*model.activations["pattern"].values()])  # (L,B,H,T,T)
-    after = patterns.diagonal(1 - length, -2, -1)[..., 1:].mean((1, -1))  # queries in the second r -> (L,H)
+    after = patterns.diagonal(1 - length, -2, -1)[..., 1:].mean(
+        (1, -1)
+    )  # queries in the second r -> (L,H)
     return {
         "names_right": statistics.fmean(right > wrong for right, wrong in answers),
         "median_probability": statistics.median(right for right, _ in answers),
@@ -146,8 +168,18 @@ def train(output, novels, phases=PHASES, n_layer=12):
     """Train from the start, or from the checkpoints under output/phase-N, and write the model in half precision."""
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer(novels)
-    dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}  # no text is seen twice, the novels aside
-    shape = {"n_layer": n_layer, "n_head": 4, "n_embd": 128, "vocab_size": tokenizer.n_vocab, "block_size": CONTEXT}
+    dropout = {
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }  # no text is seen twice, the novels aside
+    shape = {
+        "n_layer": n_layer,
+        "n_head": 4,
+        "n_embd": 128,
+        "vocab_size": tokenizer.n_vocab,
+        "block_size": CONTEXT,
+    }
     model = GPT(GPTConfig(**shape, **dropout, tie_word_embeddings=True))
     model.tokenizer = tokenizer
     start(model)
@@ -156,7 +188,10 @@ def train(output, novels, phases=PHASES, n_layer=12):
         config.batch_size, config.max_iters, config.warmup_iters = batch_size, steps, 100
         config.learning_rate, config.final_learning_rate = rate, final_rate
         config.betas, config.weight_decay, config.seed = (0.9, 0.98), 0.05, SEED + number
-        config.checkpoint_dir, config.checkpoint_interval = str(Path(output) / f"phase-{number}"), 200
+        config.checkpoint_dir, config.checkpoint_interval = (
+            str(Path(output) / f"phase-{number}"),
+            200,
+        )
         trainer = Trainer(config, model, Rows(tokenizer, novels, T))
         trainer.resume()
         trainer.run()
@@ -164,9 +199,13 @@ def train(output, novels, phases=PHASES, n_layer=12):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", help="folder for the model and its checkpoints")
-    parser.add_argument("--austen", help="folder of the six novels as .txt; without it Project Gutenberg is asked")
+    parser.add_argument(
+        "--austen", help="folder of the six novels as .txt; without it Project Gutenberg is asked"
+    )
     options = parser.parse_args()
     began = time.time()
     try:

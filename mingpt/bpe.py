@@ -17,7 +17,10 @@ import torch
 from mingpt.hub import Hub
 
 END_OF_TEXT = "<|endoftext|>"
-CACHED_WORDS, CACHED_LENGTH = 2**17, 64  # at most so many words, of at most so many characters, are remembered
+CACHED_WORDS, CACHED_LENGTH = (
+    2**17,
+    64,
+)  # at most so many words, of at most so many characters, are remembered
 SPLIT = regex.compile(
     r"'(?:[stmd]|re|ve|ll)"  # the end of a contraction: 's, 't, 're ...
     r"| ?\p{L}+"  # letters, numbers, anything else: each takes along one space before it
@@ -36,7 +39,9 @@ def bytes_to_unicode():
     """
     printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
     others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + n) for n, byte in enumerate(others)
+    }
 
 
 SYMBOLS = bytes_to_unicode()  # byte -> symbol
@@ -45,13 +50,17 @@ BYTES = {symbol: byte for byte, symbol in SYMBOLS.items()}
 
 def token_bytes(token):
     """What a token of the vocabulary stands for; one that was added by hand may be plain text, not byte symbols."""
-    return bytes(BYTES[symbol] for symbol in token) if BYTES.keys() >= set(token) else token.encode()
+    return (
+        bytes(BYTES[symbol] for symbol in token) if BYTES.keys() >= set(token) else token.encode()
+    )
 
 
 def checked(text):
     """The text itself; ValueError if it is not a str or has no utf-8 form."""
     if not isinstance(text, str):
-        raise ValueError(f"the text must be a str, got {type(text).__name__}; encode several texts one by one")
+        raise ValueError(
+            f"the text must be a str, got {type(text).__name__}; encode several texts one by one"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -65,7 +74,9 @@ def checked(text):
 def ids_of(merges):
     """{token: id} as it follows from the merges alone: the 256 bytes, the merges in order, <|endoftext|>."""
     tokens = [*BYTES, *(left + right for left, right in merges), END_OF_TEXT]
-    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}  # two merges may make the same token
+    return {
+        token: i for i, token in enumerate(dict.fromkeys(tokens))
+    }  # two merges may make the same token
 
 
 class Encoder:
@@ -79,14 +90,19 @@ class Encoder:
         self.merges = [tuple(pair) for pair in merges]
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}  # the lower, the sooner
         self.ids = ids_of(self.merges) if vocab is None else dict(vocab)
-        for token in (*BYTES, *(t for left, right in self.merges for t in (left, right, left + right))):
+        for token in (
+            *BYTES,
+            *(t for left, right in self.merges for t in (left, right, left + right)),
+        ):
             if token not in self.ids:
                 why = "a byte or a token of the merges; take merges and vocabulary from the same model"
                 raise ValueError(f"the vocabulary has no id for {token!r}, {why}")
         self.tokens = {}  # id -> token
         for token, i in self.ids.items():
             if type(i) is not int or i < 0 or i in self.tokens:
-                raise ValueError(f"each token needs an id of its own, an int from 0, got {i!r} for {token!r}")
+                raise ValueError(
+                    f"each token needs an id of its own, an int from 0, got {i!r} for {token!r}"
+                )
             self.tokens[i] = token
         self.cache = {}  # word -> ids
 
@@ -96,7 +112,10 @@ class Encoder:
         Time n log n in the word's length, so that 100,000 letters without a space take a quarter of a second.
         """
         n = len(symbols)
-        parts = [*symbols, ""]  # a ring that an empty part closes; a part that its left neighbour took in is empty too
+        parts = [
+            *symbols,
+            "",
+        ]  # a ring that an empty part closes; a part that its left neighbour took in is empty too
         before, after = [*range(-1, n)], [*range(1, n + 1), 0]
 
         def rank(i):
@@ -107,7 +126,9 @@ class Encoder:
             touched = set()
             while heap and heap[0][0] == lowest:
                 _, i = heappop(heap)
-                if rank(i) == lowest:  # else the pair is gone: one of the two went into another merge
+                if (
+                    rank(i) == lowest
+                ):  # else the pair is gone: one of the two went into another merge
                     j = after[i]
                     parts[i], parts[j] = parts[i] + parts[j], ""
                     after[i], before[after[j]] = after[j], i
@@ -128,7 +149,9 @@ class Encoder:
         if allow_special and END_OF_TEXT not in self.ids:
             raise ValueError(f"this vocabulary has no {END_OF_TEXT}; encode without allow_special")
         ids = []
-        for n, piece in enumerate(checked(text).split(END_OF_TEXT) if allow_special else [checked(text)]):
+        for n, piece in enumerate(
+            checked(text).split(END_OF_TEXT) if allow_special else [checked(text)]
+        ):
             if n:
                 ids.append(self.ids[END_OF_TEXT])
             for word in SPLIT.findall(piece):
@@ -144,7 +167,11 @@ class Encoder:
         """The steps of encode, as a dict: bpe_idx (the ids), tokens (the words), parts (show_word of each word)."""
         words = SPLIT.findall(checked(text))
         parts = [self.show_word(word) for word in words]
-        return {"bpe_idx": [i for part in parts for i in part["token_ix"]], "tokens": words, "parts": parts}
+        return {
+            "bpe_idx": [i for part in parts for i in part["token_ix"]],
+            "tokens": words,
+            "parts": parts,
+        }
 
     def bytes_of(self, ids):
         """The bytes of each id, a list; ids: a list of ints or a 1-D tensor, else ValueError."""
@@ -155,7 +182,9 @@ class Encoder:
             raise ValueError(f"ids must be {wanted}, got {repr(ids)[:80]}") from error
         for i in ids:
             if i not in self.tokens:
-                raise ValueError(f"no token has the id {i}; the {len(self.ids)} ids go up to {max(self.tokens)}")
+                raise ValueError(
+                    f"no token has the id {i}; the {len(self.ids)} ids go up to {max(self.tokens)}"
+                )
         return [token_bytes(self.tokens[i]) for i in ids]
 
     def decode(self, ids):
@@ -177,7 +206,11 @@ class BPETokenizer:
     @classmethod
     def from_files(cls, merges_path, vocab_path=None):
         """The tokenizer of a merges file (merges.txt, vocab.bpe) and, if given, a vocab.json of {token: id}."""
-        return cls(Encoder(read_merges(merges_path), None if vocab_path is None else read_vocab(vocab_path)))
+        return cls(
+            Encoder(
+                read_merges(merges_path), None if vocab_path is None else read_vocab(vocab_path)
+            )
+        )
 
     def save(self, folder):
         """Write folder/merges.txt, and vocab.json where the ids are not those that follow from the merges."""
@@ -186,7 +219,9 @@ class BPETokenizer:
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.encoder.merges)]
         (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         vocab = folder / "vocab.json"
-        if self.encoder.ids != ids_of(self.encoder.merges) or vocab.exists():  # an old one would be taken for ours
+        if (
+            self.encoder.ids != ids_of(self.encoder.merges) or vocab.exists()
+        ):  # an old one would be taken for ours
             vocab.write_text(json.dumps(self.encoder.ids, ensure_ascii=False), encoding="utf-8")
 
     @property
@@ -196,7 +231,9 @@ class BPETokenizer:
     def __call__(self, text, return_tensors="pt"):
         """The ids of a text as a LongTensor (1, T)."""
         if return_tensors != "pt":
-            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}; tokenizer.encode gives a list")
+            raise ValueError(
+                f"return_tensors must be 'pt', got {return_tensors!r}; tokenizer.encode gives a list"
+            )
         return torch.tensor([self.encode(text)], dtype=torch.long)
 
     def encode(self, text, allow_special=False):
@@ -219,7 +256,9 @@ def read_merges(path):
             continue
         pair = tuple(line.split(" "))
         if len(pair) != 2 or not all(pair) or not BYTES.keys() >= set("".join(pair)):
-            raise ValueError(f"{path}, line {number}: expected two tokens with a space between, got {line[:80]!r}")
+            raise ValueError(
+                f"{path}, line {number}: expected two tokens with a space between, got {line[:80]!r}"
+            )
         merges.append(pair)
     return merges
 
@@ -270,16 +309,24 @@ def train_bpe(texts, vocab_size):
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError as error:
-        raise ImportError("training a BPE needs the tokenizers library: pip install tokenizers") from error
+        raise ImportError(
+            "training a BPE needs the tokenizers library: pip install tokenizers"
+        ) from error
     if isinstance(texts, str):
         raise ValueError("texts must be an iterable of str, got one str; give [text]")
     if vocab_size < 257:
-        raise ValueError(f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), got {vocab_size}")
+        raise ValueError(
+            f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), got {vocab_size}"
+        )
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=list(BYTES), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=list(BYTES), show_progress=False
+    )
     learner.train_from_iterator(map(checked, texts), trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     if (found := len(ids_of(merges))) != vocab_size:
-        raise ValueError(f"the texts give a vocabulary of {found}, not {vocab_size}; ask for less or give more text")
+        raise ValueError(
+            f"the texts give a vocabulary of {found}, not {vocab_size}; ask for less or give more text"
+        )
     return merges

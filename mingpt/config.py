@@ -69,10 +69,14 @@ class GPTConfig:
             if type(sizes[name]) is not int or sizes[name] < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {sizes[name]!r}")
         if sizes["n_embd"] % sizes["n_head"]:
-            raise ValueError(f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}")
+            raise ValueError(
+                f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}"
+            )
         if self.activation_function not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"no activation_function {self.activation_function!r}; known are {known}")
+            raise ValueError(
+                f"no activation_function {self.activation_function!r}; known are {known}"
+            )
         return GPTConfig(**sizes)
 
     def _shape_of_type(self):

@@ -29,7 +29,10 @@ MOVED = {
 }
 PATIENCE = 8  # seconds in which the hub must answer; huggingface_hub itself tries for 24
 TRIES = 3  # of a download that breaks off, beyond what huggingface_hub itself resumes
-BROKEN = ("ReadError", "RemoteProtocolError")  # httpx's names for a connection reset, or ended early
+BROKEN = (
+    "ReadError",
+    "RemoteProtocolError",
+)  # httpx's names for a connection reset, or ended early
 
 
 class Unavailable(ValueError):
@@ -51,9 +54,13 @@ def find_model(name):
         newest = steps[max(steps)] if steps else path
         return Folder(newest, f"folder {newest}")
     if path.exists():
-        raise ValueError(f"{name} is a file; give the folder that it lies in, with config.json beside it")
+        raise ValueError(
+            f"{name} is a file; give the folder that it lies in, with config.json beside it"
+        )
     if not HUB_ID.fullmatch(name):
-        raise ValueError(f"there is no folder {name}; give one that exists, or a hub id such as gpt2")
+        raise ValueError(
+            f"there is no folder {name}; give one that exists, or a hub id such as gpt2"
+        )
     return Hub(name)
 
 
@@ -103,7 +110,9 @@ class Hub:
             for filename in filenames:
                 path = get(self.repo, self.revision, filename)
                 if path:
-                    self.revision = path.parent.name  # the commit: what follows is taken from the same version
+                    self.revision = (
+                        path.parent.name
+                    )  # the commit: what follows is taken from the same version
                     return path
         return None
 
@@ -171,7 +180,9 @@ def fetch(repo, revision, filename):
                 return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
         except RemoteEntryNotFoundError:
             return None
-        except Exception as error:  # of requests, httpx, hf_xet or the disk, by version of huggingface_hub
+        except (
+            Exception
+        ) as error:  # of requests, httpx, hf_xet or the disk, by version of huggingface_hub
             if not tries_left or type(error).__name__ not in BROKEN:
                 raise refusal(error, repo, filename) from error
 
@@ -189,7 +200,9 @@ def refusal(error, repo, filename):
     if isinstance(error, errors.RepositoryNotFoundError):
         hint = "check the spelling (for a private model run `hf auth login` first)"
         return Unavailable(f"there is no folder {repo}, and no such model at {hub}; {hint}")
-    if not isinstance(error, errors.LocalEntryNotFoundError):  # huggingface_hub's word for every other refusal
+    if not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):  # huggingface_hub's word for every other refusal
         reason = f"{one_line(error)}; nothing was kept in part, run this again"
         return Unavailable(f"the download of {filename} of {repo} from {hub} broke off: {reason}")
     if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
@@ -200,7 +213,9 @@ def refusal(error, repo, filename):
 def check_download(path):
     """Unavailable, and the file is gone, if its bytes are not those that the hub announced."""
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):  # small files are not named by a sha256, nor files without a link
+    if not re.fullmatch(
+        "[0-9a-f]{64}", blob.name
+    ):  # small files are not named by a sha256, nor files without a link
         return
     digest = hashlib.sha256(numpy.memmap(path, mode="r")).hexdigest()
     if digest != blob.name:

@@ -37,12 +37,18 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, tap=untouched):
         B, T, C = x.shape
         parts = zip("qkv", self.c_attn(x).chunk(3, -1))  # (B,T,3C) -> 3 x (B,T,C)
-        q, k, v = (tap(site, part.view(B, T, self.n_head, -1).transpose(1, 2)) for site, part in parts)  # (B,H,T,D)
+        q, k, v = (
+            tap(site, part.view(B, T, self.n_head, -1).transpose(1, 2)) for site, part in parts
+        )  # (B,H,T,D)
         if self.training and tap is untouched:
             p = self.attn_dropout.p
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p, scale=self.scale)
+            z = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, dropout_p=p, scale=self.scale
+            )
         else:
-            mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)  # True where the key is in the future
+            mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(
+                1
+            )  # True where the key is in the future
             scores = q @ k.mT * self.scale  # (B,H,T,D) @ (B,H,D,T) -> (B,H,T,T)
             scores = tap("scores", scores.masked_fill(mask, float("-inf")))
             pattern = tap("pattern", scores.softmax(-1))  # (B,H,T,T), rows sum to 1
@@ -96,7 +102,10 @@ class GPT(nn.Module):
         from mingpt import pretrained  # here, since it loads what downloads need
 
         stored = pretrained.read(name)
-        with torch.device("meta"), pretrained.NoInit():  # no memory and no numbers: the weights come from the file
+        with (
+            torch.device("meta"),
+            pretrained.NoInit(),
+        ):  # no memory and no numbers: the weights come from the file
             model = cls(stored.config)
         model.load_state_dict(stored.weights, assign=True)
         model.tokenizer = stored.tokenizer
@@ -127,7 +136,9 @@ class GPT(nn.Module):
         self.last_token_logits = None  # (B,V), of the last call
         self.apply(self._init_weights)
         for name, weight in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # 2L branches add up in the residual stream (GPT-2, section 2.3)
+            if name.endswith(
+                "c_proj.weight"
+            ):  # 2L branches add up in the residual stream (GPT-2, section 2.3)
                 nn.init.normal_(weight, std=0.02 / (2 * config.n_layer) ** 0.5)
 
     def _tie_embeddings(self):
@@ -150,15 +161,22 @@ class GPT(nn.Module):
 
     def configure_optimizers(self, train_config):
         """AdamW with weight decay on the matrices of linear layers alone: not on biases, layer norms or embeddings."""
-        linear = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)} - {id(self.transformer.wte.weight)}
+        linear = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)} - {
+            id(self.transformer.wte.weight)
+        }
         decay = [p for p in self.parameters() if id(p) in linear]
         no_decay = [p for p in self.parameters() if id(p) not in linear]
         groups = [
             {"params": decay, "weight_decay": train_config.weight_decay},
             {"params": no_decay, "weight_decay": 0.0},
         ]
-        fused = self.lm_head.weight.device.type in ("cpu", "cuda")  # which every PyTorch from 2.4 on has
-        return torch.optim.AdamW(groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused)
+        fused = self.lm_head.weight.device.type in (
+            "cpu",
+            "cuda",
+        )  # which every PyTorch from 2.4 on has
+        return torch.optim.AdamW(
+            groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused
+        )
 
     def forward(self, idx, targets=None, store_activations=False, patch_params=None):
         """(logits (B,T,V), loss); the loss is None without targets (B,T), else the mean in nats over those not -1.
@@ -188,7 +206,9 @@ class GPT(nn.Module):
         if not 0 < T <= self.block_size:
             raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
         if idx.min() < 0 or idx.max() >= self.config.vocab_size:
-            raise ValueError(f"the ids must be 0 to {self.config.vocab_size - 1}, got {idx.min()} to {idx.max()}")
+            raise ValueError(
+                f"the ids must be 0 to {self.config.vocab_size - 1}, got {idx.min()} to {idx.max()}"
+            )
         for patch in patches:
             patch.check(self.config.n_layer, self.config.n_head, T)
 
@@ -202,7 +222,9 @@ class GPT(nn.Module):
 
         stored = stored or {}
         positions = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B,T,C) + (T,C) -> (B,T,C)
+        x = self.transformer.wte(idx) + self.transformer.wpe(
+            positions
+        )  # (B,T,C) + (T,C) -> (B,T,C)
         x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, partial(tap, layer) if patches or stored else untouched)
@@ -216,12 +238,18 @@ class GPT(nn.Module):
         model.eval() first where the model has been in training: dropout is noise here.
         """
         if not temperature > 0 or (top_k is not None and top_k < 1):
-            raise ValueError(f"temperature must be above 0 and top_k from 1, got {temperature} and {top_k}")
+            raise ValueError(
+                f"temperature must be above 0 and top_k from 1, got {temperature} and {top_k}"
+            )
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.block_size :])[0][:, -1] / temperature  # (B,V)
             if top_k is not None:
                 smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
                 logits = logits.masked_fill(logits < smallest, float("-inf"))
-            new = torch.multinomial(logits.softmax(-1), 1) if do_sample else logits.argmax(-1, keepdim=True)
+            new = (
+                torch.multinomial(logits.softmax(-1), 1)
+                if do_sample
+                else logits.argmax(-1, keepdim=True)
+            )
             idx = torch.cat((idx, new), dim=1)
         return idx

@@ -15,8 +15,12 @@ def read_sections(path):
     return {section: text.strip() for section, text in zip(parts[::2], parts[1::2])}
 
 
-SECTIONS = read_sections(EMBEDDED / "words.txt")  # which says what the marks in the sentence forms mean
-OPENINGS, MIDDLES, RETURNS = (SECTIONS[name].splitlines() for name in ("openings", "middles", "returns"))
+SECTIONS = read_sections(
+    EMBEDDED / "words.txt"
+)  # which says what the marks in the sentence forms mean
+OPENINGS, MIDDLES, RETURNS = (
+    SECTIONS[name].splitlines() for name in ("openings", "middles", "returns")
+)
 FIRST, LAST = SECTIONS["first"].split(), SECTIONS["last"].split()
 
 
@@ -43,7 +47,9 @@ def pick_person(rng, held_out):
 def tell(form, person, rng=None):
     """The sentence with the person's name in it; with an rng, one time in ten the first name alone."""
     first, last = person
-    return re.sub(r"\bN\b", lambda _: first if rng and rng.random() < 0.1 else f"{first} {last}", form)
+    return re.sub(
+        r"\bN\b", lambda _: first if rng and rng.random() < 0.1 else f"{first} {last}", form
+    )
 
 
 def passage(rng):
@@ -66,7 +72,9 @@ def held_out_pair(rng):
     opening, closing = pick_form(rng, OPENINGS, True), pick_form(rng, RETURNS, True)
     middles = [pick_form(rng, MIDDLES, True) for _ in range(rng.randint(0, 2))]
     first, clean = pick_person(rng, True)
-    corrupted = rng.choice([last for last in LAST if last != clean and held_out_combination(first, last)])
+    corrupted = rng.choice(
+        [last for last in LAST if last != clean and held_out_combination(first, last)]
+    )
     end = [*middles, closing[: closing.index("N")] + first]
     texts = [" ".join([tell(opening, (first, last)), *end]) for last in (clean, corrupted)]
     return *texts, f" {clean}", f" {corrupted}"

@@ -124,7 +124,9 @@ def read_weights(path):
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        mmap = zipfile.is_zipfile(path)  # a file from before torch 1.6 is none, and cannot be mapped
+        mmap = zipfile.is_zipfile(
+            path
+        )  # a file from before torch 1.6 is none, and cannot be mapped
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
@@ -200,7 +202,9 @@ def fit_weights(weights, config, path):
     if config.tie_word_embeddings and "transformer.wte.weight" in fitted:
         embedding = fitted["transformer.wte.weight"]
         if not fitted.setdefault("lm_head.weight", embedding).equal(embedding):
-            faults.append("lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so")
+            faults.append(
+                "lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so"
+            )
     faults += [f"{name} is missing" for name in shapes if name not in fitted]
     if faults:
         more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []

@@ -67,7 +67,9 @@ class Patch(NamedTuple):
             )
         if isinstance(position, slice):
             if (position.step or 1) < 1:
-                raise ValueError(f"the step of {position} must be positive; order the activation instead")
+                raise ValueError(
+                    f"the step of {position} must be positive; order the activation instead"
+                )
             if not range(T)[position]:
                 raise ValueError(f"{position} selects none of the input's positions 0 to {T - 1}")
 
@@ -78,7 +80,9 @@ class Patch(NamedTuple):
         new = self.activation(old.clone()) if callable(self.activation) else self.activation
         if not isinstance(new, torch.Tensor):
             given = type(new).__name__
-            raise ValueError(f"the patch function for {self.site} must return a tensor, got {given}")
+            raise ValueError(
+                f"the patch function for {self.site} must return a tensor, got {given}"
+            )
         try:
             x[self.index] = new.to(x).broadcast_to(old.shape)
         except RuntimeError as error:
@@ -99,7 +103,9 @@ def as_patches(patch_params):
     """None, one patch or triple, or a list of them -> a list of Patch, its numbers as Python's own ints."""
     if patch_params is None:
         return []
-    is_one = isinstance(patch_params, tuple) and not isinstance(next(iter(patch_params), None), tuple)
+    is_one = isinstance(patch_params, tuple) and not isinstance(
+        next(iter(patch_params), None), tuple
+    )
     try:
         patches = [Patch(*patch) for patch in ([patch_params] if is_one else patch_params)]
     except TypeError as error:

@@ -30,7 +30,9 @@ KEPT = ("iter_num", "seconds", "history")  # of a trainer, in its checkpoints
 class TrainerConfig:
     device: str = "auto"  # cuda if there is one, else cpu
     num_workers: int = 0  # processes that prepare batches
-    max_iters: int | None = None  # steps in all, resumed ones included; None: until a callback raises StopIteration
+    max_iters: int | None = (
+        None  # steps in all, resumed ones included; None: until a callback raises StopIteration
+    )
     batch_size: int = 64
     accumulation: int = 1  # parts in which a batch goes through the model, for memory; the gradient is the whole one's
     learning_rate: float = 3e-4
@@ -38,7 +40,9 @@ class TrainerConfig:
     weight_decay: float = 0.1
     grad_norm_clip: float = 1.0
     warmup_iters: int = 0  # steps of linear rise to learning_rate
-    final_learning_rate: float | None = None  # with max_iters: where a cosine from learning_rate ends; None is constant
+    final_learning_rate: float | None = (
+        None  # with max_iters: where a cosine from learning_rate ends; None is constant
+    )
     seed: int = 3407  # of the batches' order
     eval_interval: int | None = None  # steps between evaluations on eval_dataset
     eval_batches: int = 10
@@ -56,7 +60,9 @@ class StepSampler:
     def __iter__(self):
         step = self.start
         while True:
-            generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + step) % 2**32)  # it takes 32 bits
+            generator = torch.Generator().manual_seed(
+                (self.seed * 0x9E3779B1 + step) % 2**32
+            )  # it takes 32 bits
             yield torch.randint(self.size, (self.batch_size,), generator=generator).tolist()
             step += 1
 
@@ -79,13 +85,25 @@ class Trainer:
             raise ValueError("eval_interval needs an eval_dataset; give one to Trainer")
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         device = config.device
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = (
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
         check_device(self.device)
         self.model = model.to(self.device)
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
-        self.iter_num, self.loss, self.eval_loss, self.iter_time, self.iter_dt = 0, None, None, 0.0, 0.0
-        self.resumed, self.seconds, self.history = False, 0.0, []  # history is the callbacks'; checkpoints have it too
+        self.iter_num, self.loss, self.eval_loss, self.iter_time, self.iter_dt = (
+            0,
+            None,
+            None,
+            0.0,
+            0.0,
+        )
+        self.resumed, self.seconds, self.history = (
+            False,
+            0.0,
+            [],
+        )  # history is the callbacks'; checkpoints have it too
 
     def add_callback(self, onevent, callback):
         self.callbacks[onevent].append(callback)
@@ -104,8 +122,12 @@ class Trainer:
             return config.learning_rate * (self.iter_num + 1) / config.warmup_iters
         if config.final_learning_rate is None:
             return config.learning_rate
-        done = (self.iter_num - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
-        fall = (config.learning_rate - config.final_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+        done = (self.iter_num - config.warmup_iters) / max(
+            1, config.max_iters - config.warmup_iters
+        )
+        fall = (
+            (config.learning_rate - config.final_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+        )
         return config.final_learning_rate + fall
 
     def run(self):
@@ -122,12 +144,19 @@ class Trainer:
         batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
         tokens = config.batch_size * len(self.train_dataset[0][1])  # in a batch
         total = config.max_iters and config.max_iters * tokens
-        bar = {"initial": self.iter_num * tokens, "total": total, "unit": " tokens", "unit_scale": True}
+        bar = {
+            "initial": self.iter_num * tokens,
+            "total": total,
+            "unit": " tokens",
+            "unit_scale": True,
+        }
         with tqdm(**bar, disable=None, dynamic_ncols=True) as progress:
             while config.max_iters is None or self.iter_num < config.max_iters:
                 self._step(*(tensor.to(self.device) for tensor in next(batches)))
                 progress.update(tokens)
-                progress.set_postfix(step=self.iter_num + 1, loss=f"{self.loss.item():.3f}", refresh=False)
+                progress.set_postfix(
+                    step=self.iter_num + 1, loss=f"{self.loss.item():.3f}", refresh=False
+                )
                 try:
                     self._after_step()
                 except StopIteration:
@@ -137,8 +166,12 @@ class Trainer:
 
     def _loader(self, dataset, seed, start):
         sampler = StepSampler(len(dataset), self.config.batch_size, seed, start)
-        own = torch.Generator()  # the loader's own draws must not move the global generator, which dropout reads
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=self.config.num_workers, generator=own)
+        own = (
+            torch.Generator()
+        )  # the loader's own draws must not move the global generator, which dropout reads
+        return DataLoader(
+            dataset, batch_sampler=sampler, num_workers=self.config.num_workers, generator=own
+        )
 
     def _step(self, x, y):
         for group in self.optimizer.param_groups:
@@ -154,7 +187,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_norm_clip)
         if not norm.isfinite():
             what = f"step {self.iter_num + 1} has the loss {self.loss.item()} and a gradient of size {norm.item()}"
-            raise ValueError(f"{what}; look at the targets, or lower learning_rate and take another folder")
+            raise ValueError(
+                f"{what}; look at the targets, or lower learning_rate and take another folder"
+            )
         self.optimizer.step()
 
     def _after_step(self):
@@ -177,7 +212,9 @@ class Trainer:
         """Mean loss in nats over eval_batches batches of eval_dataset, the same ones each time."""
         was_training = self.model.training
         self.model.eval()
-        batches = islice(self._loader(self.eval_dataset, self.config.seed + 1, 0), self.config.eval_batches)
+        batches = islice(
+            self._loader(self.eval_dataset, self.config.seed + 1, 0), self.config.eval_batches
+        )
         losses = [self.model(x.to(self.device), y.to(self.device))[1].item() for x, y in batches]
         self.model.train(was_training)
         return sum(losses) / len(losses)
@@ -204,12 +241,21 @@ class Trainer:
         shutil.rmtree(folder, ignore_errors=True)
         pretrained.save(self.model, folder)
         rng = {"cpu": torch.get_rng_state()}
-        rng["cuda"] = torch.cuda.get_rng_state(self.device) if torch.device(self.device).type == "cuda" else None
-        state = {name: getattr(self, name) for name in KEPT} | {"optimizer": self.optimizer.state_dict(), "rng": rng}
+        rng["cuda"] = (
+            torch.cuda.get_rng_state(self.device)
+            if torch.device(self.device).type == "cuda"
+            else None
+        )
+        state = {name: getattr(self, name) for name in KEPT} | {
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng,
+        }
         try:
             torch.save(state, folder / "trainer_state.pt")
         except RuntimeError as error:  # its word for a full disk
-            raise ValueError(f"cannot write to {folder} ({error}); make room, or give another folder") from error
+            raise ValueError(
+                f"cannot write to {folder} ({error}); make room, or give another folder"
+            ) from error
         for file in folder.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())  # on disk before its new name says that it is whole

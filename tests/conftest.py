@@ -8,8 +8,13 @@ import pytest
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A headless Chromium, driven by selenium, that keeps what its console says; skips where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium to drive a browser")
-    chromium, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="needs selenium to drive a browser"
+    )
+    chromium, driver = (
+        shutil.which("chromium") or shutil.which("chromium-browser"),
+        shutil.which("chromedriver"),
+    )
     if not (chromium and driver):
         pytest.skip("needs chromium and its chromedriver")
     options = webdriver.ChromeOptions()

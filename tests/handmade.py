@@ -24,7 +24,9 @@ C = H * D
 TOKEN, POSITION = slice(0, V), slice(V, V + BLOCK)
 BEFORE, NEXT = slice(V + BLOCK, 2 * V + BLOCK), slice(2 * V + BLOCK, 3 * V + BLOCK)
 PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD = (0, 1), (1, 2)
-SHARPNESS = 30  # a wanted key is ahead of every other by so much, before the softmax: e^-30 goes elsewhere
+SHARPNESS = (
+    30  # a wanted key is ahead of every other by so much, before the softmax: e^-30 goes elsewhere
+)
 
 
 def induction_model():
@@ -37,8 +39,12 @@ def induction_model():
     model.transformer.wte.weight[:, TOKEN] = torch.eye(V)
     model.transformer.wpe.weight[:, POSITION] = torch.eye(BLOCK)
     model.lm_head.weight[:, NEXT] = 10 * torch.eye(V)
-    norms = [norm for block in model.transformer.h for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
-    for norm, ones in zip(norms, (2, 3, 3, 4, 4)):  # each layer's head adds a 1 to those of token and position
+    norms = [norm for block in model.transformer.h for norm in (block.ln_1, block.ln_2)] + [
+        model.transformer.ln_f
+    ]
+    for norm, ones in zip(
+        norms, (2, 3, 3, 4, 4)
+    ):  # each layer's head adds a 1 to those of token and position
         mean = ones / C
         norm.weight.fill_((mean - mean**2 + norm.eps) ** 0.5)
         norm.bias.fill_(mean)
@@ -51,7 +57,9 @@ def induction_model():
     out[BEFORE, :V] = torch.eye(V)
 
     q, k, v, out, q_bias = parts_of_head(model, *INDUCTION_HEAD)
-    q[:V, TOKEN] = 2 * BLOCK * SHARPNESS * scale * torch.eye(V)  # a match counts more than the latest position
+    q[:V, TOKEN] = (
+        2 * BLOCK * SHARPNESS * scale * torch.eye(V)
+    )  # a match counts more than the latest position
     k[:V, BEFORE] = torch.eye(V)
     q_bias[V] = SHARPNESS * scale
     k[V, POSITION] = torch.arange(float(BLOCK))
@@ -64,4 +72,10 @@ def parts_of_head(model, layer, head):
     """q, k, v (D,C), output (C,D) and q's bias (D,) of one head, views into the model's weights."""
     attention = model.transformer.h[layer].attn
     q, k, v = attention.c_attn.weight.view(3, H, D, C)[:, head]
-    return q, k, v, attention.c_proj.weight.view(C, H, D)[:, head], attention.c_attn.bias.view(3, H, D)[0, head]
+    return (
+        q,
+        k,
+        v,
+        attention.c_proj.weight.view(C, H, D)[:, head],
+        attention.c_attn.bias.view(3, H, D)[0, head],
+    )

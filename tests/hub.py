@@ -26,9 +26,13 @@ class Hub:
         self.requests, self.cut, self.sent, self.held, self.reset = [], {}, {}, {}, False
 
     def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self})
+        )
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):
@@ -58,19 +62,28 @@ class Handler(BaseHTTPRequestHandler):
             return self.head(307, {"Location": target, "Content-Length": 0})
         if repo in self.hub.status:
             code, name = self.hub.status[repo]
-            return self.head(code, {"X-Error-Code": name, "X-Error-Message": name, "Content-Length": 0})
+            return self.head(
+                code, {"X-Error-Code": name, "X-Error-Message": name, "Content-Length": 0}
+            )
         if repo not in self.hub.repos:
             return self.head(401, {"X-Error-Code": "RepoNotFound", "Content-Length": 0})
         if revision not in ("main", COMMIT):
             return self.head(404, {"X-Error-Code": "RevisionNotFound", "Content-Length": 0})
         if filename not in self.hub.repos[repo]:
-            return self.head(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT, "Content-Length": 0})
+            return self.head(
+                404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT, "Content-Length": 0}
+            )
         self.file(filename, self.hub.repos[repo][filename])
 
     def file(self, filename, data):
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if filename.endswith((".safetensors", ".bin")):  # large files are announced by sha256, small ones by git's sha1
-            headers |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": len(data)}
+        if filename.endswith(
+            (".safetensors", ".bin")
+        ):  # large files are announced by sha256, small ones by git's sha1
+            headers |= {
+                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Size": len(data),
+            }
         git_blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         headers["ETag"] = f'"{git_blob}"'
         start = int(re.findall(r"\d+", self.headers.get("Range", "bytes=0-"))[0])
@@ -91,7 +104,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 if self.hub.reset:  # RST in place of FIN
                     self.wfile.flush()
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
                     self.connection.close()
 
     def head(self, status, headers):

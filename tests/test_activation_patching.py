@@ -27,7 +27,9 @@ RIGHT, WRONG = 3, 5  # the clean and the corrupted answer
 
 def make_model(L=4, H=3, D=7, dtype=torch.float64, seed=0, **options):
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, **options)).eval()
+    model = GPT(
+        GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, **options)
+    ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.to(dtype)
@@ -43,9 +45,13 @@ def loop(model, source, target, site, each_position):
         for head in heads:
             new = acts[layer] if head is None else acts[layer][:, head]
             for p in positions:
-                logits = patch_activation(model, target, layer, p, new if p is None else new[:, p], site, head)
+                logits = patch_activation(
+                    model, target, layer, p, new if p is None else new[:, p], site, head
+                )
                 table.append(logits[:, WRONG] - logits[:, RIGHT])
-    shape = [len(acts)] + [len(heads)] * (site in SITES_WITH_HEADS) + [len(positions)] * each_position
+    shape = (
+        [len(acts)] + [len(heads)] * (site in SITES_WITH_HEADS) + [len(positions)] * each_position
+    )
     return torch.stack(table, 1).view(len(source), *shape)
 
 
@@ -62,12 +68,20 @@ def pairs(B, T, differ, seed=0):
 def tolerance(table, dtype):
     """fp64, fp32: rounding of sums in another order. bf16 has 8 bits: rounding the stream moves a logit by 1 %."""
     spread = (table.max() - table.min()).item()
-    return {torch.float64: 1e-10, torch.float32: 1e-4 * spread + 1e-5, torch.bfloat16: 0.05 * spread + 0.05}[dtype]
+    return {
+        torch.float64: 1e-10,
+        torch.float32: 1e-4 * spread + 1e-5,
+        torch.bfloat16: 0.05 * spread + 0.05,
+    }[dtype]
 
 
-def assert_equals_loop(model, clean, corrupted, site, direction, each_position=True, max_tokens=4096):
+def assert_equals_loop(
+    model, clean, corrupted, site, direction, each_position=True, max_tokens=4096
+):
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-    result = patch_layers(model, clean, corrupted, RIGHT, WRONG, site, direction, each_position, max_tokens)
+    result = patch_layers(
+        model, clean, corrupted, RIGHT, WRONG, site, direction, each_position, max_tokens
+    )
     expected = loop(model, source, target, site, each_position)
     found = result.logit_diff[None] if len(clean) == 1 else result.logit_diff
     assert found.shape == expected.shape and found.dtype == model.lm_head.weight.dtype
@@ -89,12 +103,17 @@ def test_any_shape_length_difference_and_bound_equals_the_loop(data):
     draw = data.draw
     L, H, D, T, B = (draw(st.integers(1, n)) for n in (4, 3, 5, 9, 3))
     differ = draw(st.lists(st.sets(st.integers(0, T - 1), min_size=1), min_size=B, max_size=B))
-    options = {"tie_word_embeddings": draw(st.booleans()), "scale_attn_by_inverse_layer_idx": draw(st.booleans())}
+    options = {
+        "tie_word_embeddings": draw(st.booleans()),
+        "scale_attn_by_inverse_layer_idx": draw(st.booleans()),
+    }
     options["n_inner"] = draw(st.sampled_from([None, 6]))
     model = make_model(L, H, D, seed=draw(st.integers(0, 99)), **options)
     clean, corrupted = pairs(B, T, differ, seed=draw(st.integers(0, 99)))
     site, direction = draw(st.sampled_from(SITES)), draw(st.sampled_from(["denoise", "noise"]))
-    assert_equals_loop(model, clean, corrupted, site, direction, draw(st.booleans()), draw(st.integers(1, 80)))
+    assert_equals_loop(
+        model, clean, corrupted, site, direction, draw(st.booleans()), draw(st.integers(1, 80))
+    )
 
 
 def test_a_batch_of_pairs_equals_pair_by_pair():
@@ -103,9 +122,21 @@ def test_a_batch_of_pairs_equals_pair_by_pair():
     answers = ([1, 2, 3], [4, 5, 6])
     batch = patch_layers(model, clean, corrupted, *answers)
     for b in range(3):
-        one = patch_layers(model, clean[b : b + 1], corrupted[b : b + 1], answers[0][b], answers[1][b])
-        for measure in ("logit_diff", "normalized", "probability", "log_prob", "kl", "clean", "corrupted"):
-            torch.testing.assert_close(getattr(batch, measure)[b], getattr(one, measure), rtol=1e-9, atol=1e-10)
+        one = patch_layers(
+            model, clean[b : b + 1], corrupted[b : b + 1], answers[0][b], answers[1][b]
+        )
+        for measure in (
+            "logit_diff",
+            "normalized",
+            "probability",
+            "log_prob",
+            "kl",
+            "clean",
+            "corrupted",
+        ):
+            torch.testing.assert_close(
+                getattr(batch, measure)[b], getattr(one, measure), rtol=1e-9, atol=1e-10
+            )
     torch.testing.assert_close(batch.mean(), batch.logit_diff.mean(0))
 
 
@@ -118,18 +149,29 @@ def test_the_measures_are_those_of_the_patched_runs_logits():
     stream = get_activations(model, clean)["resid_post"]
     for layer in range(4):
         for p in range(5):
-            log_probs = patch_activation(model, corrupted, layer, p, stream[layer][:, p])[0].log_softmax(-1)
+            log_probs = patch_activation(model, corrupted, layer, p, stream[layer][:, p])[
+                0
+            ].log_softmax(-1)
             kl = F.kl_div(log_probs, clean_log_probs, log_target=True, reduction="sum")
-            expected = {"log_prob": log_probs[RIGHT], "probability": log_probs[RIGHT].exp(), "kl": kl}
+            expected = {
+                "log_prob": log_probs[RIGHT],
+                "probability": log_probs[RIGHT].exp(),
+                "kl": kl,
+            }
             for measure, value in expected.items():
-                torch.testing.assert_close(getattr(result, measure)[layer, p], value, rtol=1e-8, atol=1e-10)
+                torch.testing.assert_close(
+                    getattr(result, measure)[layer, p], value, rtol=1e-8, atol=1e-10
+                )
     for name, ids in (("clean", clean), ("corrupted", corrupted)):
         model(ids)
         logits = model.last_token_logits[0]
         torch.testing.assert_close(getattr(result, name), logits[WRONG] - logits[RIGHT])
     expected = (result.logit_diff - result.corrupted) / (result.clean - result.corrupted)
     torch.testing.assert_close(result.normalized, expected)
-    assert result.normalized[-1, -1].item() == pytest.approx(1) and abs(result.normalized[0, 0]) < 1e-10
+    assert (
+        result.normalized[-1, -1].item() == pytest.approx(1)
+        and abs(result.normalized[0, 0]) < 1e-10
+    )
 
 
 def text_model():
@@ -146,7 +188,9 @@ def test_texts_and_ids_give_the_same_and_the_corrupted_answer_is_the_differing_t
     by_text = patch_layers(model, "abcab", "axcab", "b")
     by_list = patch_layers(model, ["abcab"], ["axcab"], ["b"], ["x"])
     encode = model.tokenizer
-    by_ids = patch_layers(model, encode("abcab"), encode("axcab"), encode("b").item(), encode("x").item())
+    by_ids = patch_layers(
+        model, encode("abcab"), encode("axcab"), encode("b").item(), encode("x").item()
+    )
     assert torch.equal(by_text.logit_diff, by_ids.logit_diff) and torch.equal(
         by_text.logit_diff[None], by_list.logit_diff
     )
@@ -168,15 +212,23 @@ def test_a_result_plots_itself_writes_itself_and_says_what_it_is(tmp_path):
         result.to_csv(tmp_path / "table.csv")
         lines = (tmp_path / "table.csv").read_text().splitlines()
         assert len(lines) == rows + 1
-        cells = torch.tensor([[float(cell) for cell in line.split(",")[1:]] for line in lines[1:]], dtype=torch.float64)
+        cells = torch.tensor(
+            [[float(cell) for cell in line.split(",")[1:]] for line in lines[1:]],
+            dtype=torch.float64,
+        )
         assert torch.equal(cells.flatten(), result.logit_diff.double().flatten())
-        assert repr(result).startswith(f"PatchingResult({site}, denoise, ") and "\n" not in repr(result)
+        assert repr(result).startswith(f"PatchingResult({site}, denoise, ") and "\n" not in repr(
+            result
+        )
 
 
 def test_nothing_of_the_callers_is_changed():
     model = make_model()
     clean, corrupted = pairs(1, 5, [[1]])
-    copies, state = (clean.clone(), corrupted.clone()), {k: v.clone() for k, v in model.state_dict().items()}
+    copies, state = (
+        (clean.clone(), corrupted.clone()),
+        {k: v.clone() for k, v in model.state_dict().items()},
+    )
     torch.manual_seed(5)
     rng = torch.get_rng_state()
     for site in SITES:
@@ -211,7 +263,10 @@ def test_activations_are_copies_of_what_the_sites_hold():
         ({"target_token": 11}, "ids are 0 to 10"),
         ({"target_token": [1, 2]}, "one for each of the 1 inputs"),
         ({"corrupted_token": None}, r"differ at positions \[0, 1\], not at one"),
-        ({"corrupted_input": torch.zeros(1, 6, dtype=torch.long)}, "equally many tokens, got 5 and 6"),
+        (
+            {"corrupted_input": torch.zeros(1, 6, dtype=torch.long)},
+            "equally many tokens, got 5 and 6",
+        ),
         ({"corrupted_input": torch.tensor([[0, 1, 2, 3, 4]])}, "are the same"),
         ({"clean_input": "text"}, "no tokenizer"),
         ({"clean_input": torch.zeros(1, 13, dtype=torch.long)}, "takes 1 to 12"),
@@ -271,7 +326,11 @@ def test_ablations_equal_runs_in_which_the_part_is_replaced(kind, answers, measu
     kept = get_activations(model, reference, ["z", "mlp_out", "attn_out", "mlp_post"])
 
     def value(x):  # (B,T,...) -> what replaces it
-        return {"zero": torch.zeros_like(x), "mean": x.mean((0, 1), keepdim=True).expand_as(x), "resample": x}[kind]
+        return {
+            "zero": torch.zeros_like(x),
+            "mean": x.mean((0, 1), keepdim=True).expand_as(x),
+            "resample": x,
+        }[kind]
 
     def neuron(old):
         old[..., 9] = value(kept["mlp_post"][2][..., 9, None])[..., 0]
@@ -292,7 +351,9 @@ def test_ablations_equal_runs_in_which_the_part_is_replaced(kind, answers, measu
     }
     plain = measure(model, ids, None)
     for component, patches in [*cases.items(), (["layer_1_head_2", (2, "mlp")], [head, mlp])]:
-        found = ablate_component(model, ids, component, kind, answers, None if kind == "zero" else reference)
+        found = ablate_component(
+            model, ids, component, kind, answers, None if kind == "zero" else reference
+        )
         assert found == pytest.approx((measure(model, ids, patches) - plain).item(), abs=1e-10)
 
 
@@ -349,15 +410,23 @@ def four_passes(model, clean, corrupted, sender, receivers, freeze_mlps):
     layer, head = sender
     acts = get_activations(model, clean, ["z", "mlp_out"])
     new_z = get_activations(model, corrupted, "z")["z"][layer][:, head]
-    frozen = [Patch(at, None, z, "z") for at, z in acts["z"].items()] + [Patch(layer, None, new_z, "z", head)]
-    mlps = [Patch(at, None, out, "mlp_out") for at, out in acts["mlp_out"].items()] if freeze_mlps else []
+    frozen = [Patch(at, None, z, "z") for at, z in acts["z"].items()] + [
+        Patch(layer, None, new_z, "z", head)
+    ]
+    mlps = (
+        [Patch(at, None, out, "mlp_out") for at, out in acts["mlp_out"].items()]
+        if freeze_mlps
+        else []
+    )
     unpatched = model(clean)[0][:, -1]
     direct = model(clean, patch_params=frozen + mlps)[0][:, -1]
     patches = []
     for receiver in receivers:
         at, site = (receiver[0], "mlp_out" if receiver[1] == "mlp" else receiver[2])
         head = None if site == "mlp_out" else receiver[1]
-        below = [patch for patch in mlps if patch.layer < at]  # an MLP that receives is not frozen itself
+        below = [
+            patch for patch in mlps if patch.layer < at
+        ]  # an MLP that receives is not frozen itself
         model(clean, store_activations=[site], patch_params=frozen + below)
         new = model.activations[site][at]
         patches.append(Patch(at, None, new if head is None else new[:, head], site, head))
@@ -367,16 +436,31 @@ def four_passes(model, clean, corrupted, sender, receivers, freeze_mlps):
 
 @pytest.mark.parametrize("freeze_mlps", [False, True])
 @pytest.mark.parametrize(
-    "receiver", ["logits", (2, 1, "q"), (2, 0, "k"), (3, 2, "v"), (1, "mlp"), [(2, 1, "v"), (2, 2, "q"), (3, "mlp")]]
+    "receiver",
+    [
+        "logits",
+        (2, 1, "q"),
+        (2, 0, "k"),
+        (3, 2, "v"),
+        (1, "mlp"),
+        [(2, 1, "v"), (2, 2, "q"), (3, "mlp")],
+    ],
 )
 def test_path_patching_is_the_four_passes_of_the_paper(receiver, freeze_mlps):
     model = make_model()
     clean, corrupted = pairs(2, 6, [[1], [0, 3]])
-    effect = path_patching(model, clean, corrupted, None, receiver, RIGHT, WRONG, freeze_mlps, max_tokens=60)
-    receivers = [] if receiver == "logits" else receiver if isinstance(receiver, list) else [receiver]
+    effect = path_patching(
+        model, clean, corrupted, None, receiver, RIGHT, WRONG, freeze_mlps, max_tokens=60
+    )
+    receivers = (
+        [] if receiver == "logits" else receiver if isinstance(receiver, list) else [receiver]
+    )
     right = torch.tensor(
         [
-            [four_passes(model, clean, corrupted, (layer, head), receivers, freeze_mlps) for head in range(3)]
+            [
+                four_passes(model, clean, corrupted, (layer, head), receivers, freeze_mlps)
+                for head in range(3)
+            ]
             for layer in range(4)
         ],
         dtype=torch.float64,
@@ -388,7 +472,16 @@ def test_path_patching_is_the_four_passes_of_the_paper(receiver, freeze_mlps):
 
 def test_path_patching_says_which_receivers_there_are():
     model, (clean, corrupted) = make_model(), pairs(1, 5, [[1]])
-    for receiver in ("logit", [], ["logits", (2, "mlp")], (2, 1), (2, 1, "z"), (4, "mlp"), (2, 3, "q"), 7):
+    for receiver in (
+        "logit",
+        [],
+        ["logits", (2, "mlp")],
+        (2, 1),
+        (2, 1, "z"),
+        (4, "mlp"),
+        (2, 3, "q"),
+        7,
+    ):
         with pytest.raises(ValueError, match="no receiver|no component|by themselves"):
             path_patching(model, clean, corrupted, None, receiver, RIGHT, WRONG)
 
@@ -403,14 +496,20 @@ def test_attribution_patching_is_the_slope_where_a_patch_begins():
         new, old = (get_activations(model, ids, site)[site] for ids in (clean, corrupted))
         heads = range(3) if site in SITES_WITH_HEADS else [None]
         for layer, head, p in ((0, heads[0], 1), (2, heads[-1], 3), (3, heads[0], 4)):
-            change = (new[layer] - old[layer]).nan_to_num() if head is None else (new[layer] - old[layer])[:, head]
+            change = (
+                (new[layer] - old[layer]).nan_to_num()
+                if head is None
+                else (new[layer] - old[layer])[:, head]
+            )
             change, ends = change.nan_to_num()[:, p], []
             for share in (-step, step):
                 patch = Patch(layer, p, lambda x, c=change, s=share: x + s * c, site, head)
                 logits = model(corrupted, patch_params=patch)[0][0, -1]
                 ends.append((logits[WRONG] - logits[RIGHT]).item())
             cell = (layer, p) if head is None else (layer, head, p)
-            assert table[cell].item() == pytest.approx((ends[1] - ends[0]) / (2 * step), abs=1e-7), (site, cell)
+            assert table[cell].item() == pytest.approx(
+                (ends[1] - ends[0]) / (2 * step), abs=1e-7
+            ), (site, cell)
 
 
 def test_attribution_patching_is_exact_where_the_model_is_linear_above_the_patch():
@@ -421,7 +520,10 @@ def test_attribution_patching_is_exact_where_the_model_is_linear_above_the_patch
     estimate = attribution_patching(model, clean, corrupted, RIGHT, WRONG)["resid_post"]
     result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
     change = (result.logit_diff - result.corrupted[:, None, None]).mean(0)
-    assert estimate[3].sub(change[3]).abs().max() < 1e-6 * change[3].abs().max() and change[3].abs().max() > 1e-3
+    assert (
+        estimate[3].sub(change[3]).abs().max() < 1e-6 * change[3].abs().max()
+        and change[3].abs().max() > 1e-3
+    )
 
 
 def test_components_take_the_numbers_of_other_libraries():
@@ -464,7 +566,9 @@ def test_answers_that_cannot_be_meant_are_refused():
     with pytest.raises(ValueError, match="takes nothing from a reference"):
         ablate_heads(model, clean, reference=corrupted)
     by_tensor = patch_layers(model, clean, corrupted, torch.tensor(RIGHT), torch.tensor(WRONG))
-    assert by_tensor.logit_diff.equal(patch_layers(model, clean, corrupted, RIGHT, WRONG).logit_diff)
+    assert by_tensor.logit_diff.equal(
+        patch_layers(model, clean, corrupted, RIGHT, WRONG).logit_diff
+    )
 
 
 @pytest.mark.parametrize("B", [1, 2])
@@ -482,7 +586,9 @@ def test_no_more_tokens_are_under_way_than_allowed(monkeypatch, max_tokens, B):
     for site in ("resid_post", "z", "v"):
         whole = patch_layers(model, clean, corrupted, RIGHT, WRONG, site).logit_diff
         most, seen[:] = max(seen), []
-        table = patch_layers(model, clean, corrupted, RIGHT, WRONG, site, max_tokens=max_tokens).logit_diff
+        table = patch_layers(
+            model, clean, corrupted, RIGHT, WRONG, site, max_tokens=max_tokens
+        ).logit_diff
         assert max(seen) <= max(max_tokens, 6 * B) and max(seen) <= most
         assert table.sub(whole).abs().max() < 1e-10  # fp64
     seen[:] = []
@@ -502,7 +608,9 @@ def test_ablations_in_bf16_are_near_those_in_fp64():
     right = ablate_heads(model, ids)
     rounded = ablate_heads(make_model(dtype=torch.bfloat16), ids)
     assert rounded.dtype == torch.float32
-    assert rounded.double().sub(right).abs().max() < 0.1 * right.abs().max()  # bf16 inside the model: some percent
+    assert (
+        rounded.double().sub(right).abs().max() < 0.1 * right.abs().max()
+    )  # bf16 inside the model: some percent
 
 
 def test_the_progress_bar_moves_while_one_portion_is_under_way(monkeypatch):

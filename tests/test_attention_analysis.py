@@ -29,7 +29,9 @@ HOSTILE = '</script><img src=x onerror="document.title=1">(a) $x$'
 
 def make_model(**options):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, **options)).eval()
+    model = GPT(
+        GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, **options)
+    ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -38,7 +40,9 @@ def make_model(**options):
 def text_model(block_size=64):
     tokenizer = BPETokenizer(Encoder([]))  # every byte a token
     torch.manual_seed(0)
-    config = GPTConfig(n_layer=2, n_head=3, n_embd=12, vocab_size=tokenizer.n_vocab, block_size=block_size)
+    config = GPTConfig(
+        n_layer=2, n_head=3, n_embd=12, vocab_size=tokenizer.n_vocab, block_size=block_size
+    )
     model = GPT(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -54,7 +58,9 @@ def table(found, shape):
     return scores
 
 
-@pytest.mark.parametrize("options", [{}, {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": True}]
+)
 def test_patterns_are_those_of_transformers(options, tmp_path):
     GPT2LMHeadModel = pytest.importorskip("transformers").GPT2LMHeadModel
     model, ids = make_model(**options), torch.tensor([[3, 1, 4, 1, 5]])
@@ -88,7 +94,11 @@ def test_stats_are_those_of_a_loop_over_the_weights():
                 assert stats[name].shape == (L, H)
                 assert stats[name][layer, head].item() == pytest.approx(value, abs=1e-12), name
     alone = compute_attention_stats(model, ids[:, :1])
-    assert alone["previous_token"].eq(0).all() and alone["largest"].eq(1).all() and alone["entropy"].eq(0).all()
+    assert (
+        alone["previous_token"].eq(0).all()
+        and alone["largest"].eq(1).all()
+        and alone["entropy"].eq(0).all()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +107,9 @@ def transformer_lens():
     model, results = checkpoint(), json.loads(PATH.read_text())
     weights = sum(weight.double().abs().sum().item() for weight in model.parameters())
     if abs(weights - results["weights"]) > 1e-3:
-        pytest.skip("this PyTorch draws other random weights than the one that the fixture was made with")
+        pytest.skip(
+            "this PyTorch draws other random weights than the one that the fixture was made with"
+        )
     return model, results
 
 
@@ -109,7 +121,9 @@ def test_scores_are_transformer_lenss(transformer_lens):
     for name, expected in results["detect_head"].items():
         kind, *options = name.split()
         options = dict(option.split("=") for option in options)
-        exclude = {option: bool(int(value)) for option, value in options.items() if option != "measure"}
+        exclude = {
+            option: bool(int(value)) for option, value in options.items() if option != "measure"
+        }
         found = find_attention_patterns(model, ids, -2, options["measure"], **exclude)
         scores = table(found[names[kind]], (3, 4))
         torch.testing.assert_close(scores, torch.tensor(expected).double(), rtol=0, atol=1e-4)
@@ -137,14 +151,32 @@ def test_composition_scores_are_transformer_lenss_and_the_definition(kind, trans
         qk, ov = matrices(l2, h2)
         later = {"Q": qk.T, "K": qk, "V": ov}[kind]
         earlier = matrices(l1, h1)[1]
-        value = (later @ earlier).norm() / (later.norm() * earlier.norm()) if l2 > l1 else torch.zeros(())
+        value = (
+            (later @ earlier).norm() / (later.norm() * earlier.norm())
+            if l2 > l1
+            else torch.zeros(())
+        )
         assert scores[l1, h1, l2, h2].item() == pytest.approx(value.item(), abs=1e-12)
 
 
 def test_hand_built_heads_are_found():
     model = induction_model()
     ids = torch.tensor([[3, 4, 5, 3, 6, 4, 4, 3, 6, 1, 1, 2, 5]])
-    assert model(ids)[0][0].argmax(-1).tolist() == [3, 4, 5, 4, 6, 5, 4, 6, 4, 1, 1, 2, 3]  # as its docstring says
+    assert model(ids)[0][0].argmax(-1).tolist() == [
+        3,
+        4,
+        5,
+        4,
+        6,
+        5,
+        4,
+        6,
+        4,
+        1,
+        1,
+        2,
+        3,
+    ]  # as its docstring says
     found = find_attention_patterns(model)
     for kind, head in (("previous_token", PREVIOUS_TOKEN_HEAD), ("induction", INDUCTION_HEAD)):
         assert [each[:2] for each in found[kind]] == [head] and found[kind][0][2] > 0.99
@@ -169,27 +201,37 @@ def test_default_scores_are_the_means_of_diagonals_over_repeated_random_tokens(m
     model = make_model().double()
     found = find_attention_patterns(model, thresholds=-1)
     assert list(found) == KINDS and found["delimiter"] == []
-    n, patterns, others = 6, [pattern for _, pattern in seen[::2]], [pattern for _, pattern in seen[1::2]]
+    n, patterns, others = (
+        6,
+        [pattern for _, pattern in seen[::2]],
+        [pattern for _, pattern in seen[1::2]],
+    )
     assert len(patterns) == 8 and len({tuple(ids[0].tolist()) for ids, _ in seen}) == 16
     for (ids, _), (shuffled, _) in zip(seen[::2], seen[1::2]):
         assert torch.equal(ids[0, :n], ids[0, n:]) and len(set(ids[0].tolist())) == n
         assert torch.equal(ids.sort().values, shuffled.sort().values)
 
     def diagonal(offset, start=0):
-        return torch.stack([pattern.diagonal(-offset, -2, -1)[..., start:].mean(-1) for pattern in patterns]).mean(0)
+        return torch.stack(
+            [pattern.diagonal(-offset, -2, -1)[..., start:].mean(-1) for pattern in patterns]
+        ).mean(0)
 
     variation = torch.stack([(a - b).abs().sum(-1)[..., 1:] / 2 for a, b in zip(patterns, others)])
     expected = {
         "previous_token": diagonal(1),
         "duplicate_token": diagonal(n),
-        "induction": diagonal(n - 1, start=1),  # without the last of the first copy, which has nothing to find
+        "induction": diagonal(
+            n - 1, start=1
+        ),  # without the last of the first copy, which has nothing to find
         "current_token": diagonal(0),
         "first_token": torch.stack(patterns)[..., 0].mean((0, -1)),
         "positional": 1 - variation.mean((0, -1)),
     }
     for kind, scores in expected.items():
         torch.testing.assert_close(table(found[kind], (L, H)), scores, rtol=0, atol=1e-12)
-        assert [head[2] for head in found[kind]] == sorted((head[2] for head in found[kind]), reverse=True)
+        assert [head[2] for head in found[kind]] == sorted(
+            (head[2] for head in found[kind]), reverse=True
+        )
 
 
 def test_thresholds_decide_which_heads_are_named():
@@ -208,10 +250,14 @@ def test_a_pattern_that_no_token_moves_is_positional():
     torch.testing.assert_close(scores, torch.ones(L, H).double(), rtol=0, atol=1e-6)
     model = make_model()
     model.transformer.wpe.weight.data.zero_()
-    assert table(find_attention_patterns(model, thresholds=-1)["positional"], (L, H))[0].max() < 0.99
+    assert (
+        table(find_attention_patterns(model, thresholds=-1)["positional"], (L, H))[0].max() < 0.99
+    )
 
 
-def test_delimiters_match_as_in_writing_and_scores_average_over_the_texts_that_have_any(monkeypatch):
+def test_delimiters_match_as_in_writing_and_scores_average_over_the_texts_that_have_any(
+    monkeypatch,
+):
     model = text_model()
     text, plain = 'a(b[c]d "e" f)g) (', "no delimiters"
     pairs = [(5, 3), (10, 8), (13, 1)]  # the second ) closes nothing, the last ( stays open
@@ -224,7 +270,9 @@ def test_delimiters_match_as_in_writing_and_scores_average_over_the_texts_that_h
     without_first = find_attention_patterns(model, "(a)", -1, exclude_bos=True)
     assert table(without_first["delimiter"], (2, 3)).eq(0).all()
     monkeypatch.setattr(BPETokenizer, "tokens", lambda tokenizer, ids: ["(", "()", ")"])
-    expected = extract_attention(model, "abc")[..., 2, 0].double()  # the pair within a token says nothing
+    expected = extract_attention(model, "abc")[
+        ..., 2, 0
+    ].double()  # the pair within a token says nothing
     found = find_attention_patterns(model, "abc", thresholds=-1, measure="mean")
     torch.testing.assert_close(table(found["delimiter"], (2, 3)), expected, rtol=0, atol=1e-6)
 
@@ -237,26 +285,40 @@ def test_texts_of_any_lengths_count_equally():
         mean = torch.stack([table(found[kind], (2, 3)) for found in single]).mean(0)
         torch.testing.assert_close(table(both[kind], (2, 3)), mean, rtol=0, atol=1e-6)
     ids = torch.cat([model.tokenizer(text) for text in ("abcabc", "xyzzyx")])
-    assert find_attention_patterns(model, ids, -1) == find_attention_patterns(model, ["abcabc", "xyzzyx"], -1)
+    assert find_attention_patterns(model, ids, -1) == find_attention_patterns(
+        model, ["abcabc", "xyzzyx"], -1
+    )
 
 
 def test_nothing_of_the_callers_is_changed(tmp_path):
     model, ids = make_model(), torch.tensor([[3, 1, 4, 1, 5]])
     model(ids, store_activations=["pattern"])
     kept = {layer: pattern.clone() for layer, pattern in model.activations["pattern"].items()}
-    state, logits, copy = {k: v.clone() for k, v in model.state_dict().items()}, model.last_token_logits, ids.clone()
+    state, logits, copy = (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        model.last_token_logits,
+        ids.clone(),
+    )
     torch.manual_seed(5)
     rng = torch.get_rng_state()
     find_attention_patterns(model)
     for measure in ("mean", "mul", "abs"):
-        find_attention_patterns(model, ids, measure=measure, exclude_bos=True, exclude_current_token=True)
+        find_attention_patterns(
+            model, ids, measure=measure, exclude_bos=True, exclude_current_token=True
+        )
     compute_attention_stats(model, ids)
     composition_scores(model)
     plot_all_heads(model, ids, tmp_path / "all.html")
-    assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), rng) and torch.equal(ids, copy)
+    assert (
+        torch.is_grad_enabled()
+        and torch.equal(torch.get_rng_state(), rng)
+        and torch.equal(ids, copy)
+    )
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.last_token_logits is logits
-    assert all(torch.equal(pattern, kept[layer]) for layer, pattern in model.activations["pattern"].items())
+    assert all(
+        torch.equal(pattern, kept[layer]) for layer, pattern in model.activations["pattern"].items()
+    )
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
@@ -291,18 +353,36 @@ def boxes(figure):
     canvas, (axes, bar) = FigureCanvasAgg(figure), figure.axes
     figure.dpi = 40
     canvas.draw()
-    others = [axes.xaxis.label, axes.yaxis.label, axes.title, bar.yaxis.label, *bar.get_yticklabels()]
+    others = [
+        axes.xaxis.label,
+        axes.yaxis.label,
+        axes.title,
+        bar.yaxis.label,
+        *bar.get_yticklabels(),
+    ]
     writing = axes.get_xticklabels(), axes.get_yticklabels(), others
-    return *([each.get_window_extent(canvas.get_renderer()) for each in some] for some in writing), figure.bbox
+    return *(
+        [each.get_window_extent(canvas.get_renderer()) for each in some] for some in writing
+    ), figure.bbox
 
 
-@pytest.mark.parametrize("sentences, only", [(1, None), (1, (5, 2)), (6, None), (6, (5, 2)), (12, None)])
+@pytest.mark.parametrize(
+    "sentences, only", [(1, None), (1, (5, 2)), (6, None), (6, (5, 2)), (12, None)]
+)
 def test_no_label_is_cut_off_or_covers_another(sentences, only):
     model = GPT.from_pretrained("names")
-    text = "Elizabeth Jones was a top-notch student. Michelle" + " Jones was a top-notch student." * (sentences - 1)
+    text = (
+        "Elizabeth Jones was a top-notch student. Michelle"
+        + " Jones was a top-notch student." * (sentences - 1)
+    )
     x, y, others, whole = boxes(plot_all_heads(model, text, only=only))
     for box in x + y + others:  # a pixel for rounding
-        assert whole.x0 - 1 <= box.x0 and box.x1 <= whole.x1 + 1 and whole.y0 - 1 <= box.y0 and box.y1 <= whole.y1 + 1
+        assert (
+            whole.x0 - 1 <= box.x0
+            and box.x1 <= whole.x1 + 1
+            and whole.y0 - 1 <= box.y0
+            and box.y1 <= whole.y1 + 1
+        )
     assert all(left.x1 <= right.x0 + 1 for left, right in zip(x, x[1:]))
     assert all(low.y1 <= high.y0 + 1 for high, low in zip(y, y[1:]))
 
@@ -312,12 +392,24 @@ def test_bad_input_is_a_clear_error(tmp_path):
     for call, message in (
         (lambda: extract_attention(model, ids.repeat(2, 1)), "one text at a time, got 2"),
         (lambda: extract_attention(model.train(), ids), r"call model.eval\(\)"),
-        (lambda: plot_attention_head(model, ids, 4, 0), "no head 4.0; the layers are 0 to 3, each with heads 0 to 2"),
+        (
+            lambda: plot_attention_head(model, ids, 4, 0),
+            "no head 4.0; the layers are 0 to 3, each with heads 0 to 2",
+        ),
         (lambda: plot_attention_head(model, ids, 0, -1), "no head 0.-1"),
-        (lambda: plot_all_heads(model, ids, tmp_path / "page.htm"), "must end in one of .png, .svg, .pdf, .html"),
+        (
+            lambda: plot_all_heads(model, ids, tmp_path / "page.htm"),
+            "must end in one of .png, .svg, .pdf, .html",
+        ),
         (lambda: plot_all_heads(model, ids, tmp_path / "no" / "page.html"), "make it first"),
-        (lambda: find_attention_patterns(model, ids, measure="max"), "measure must be mean, mul or abs.*'max'"),
-        (lambda: find_attention_patterns(model, ids, {"copying": 0.4}), "thresholds for .*'induction'.*copying"),
+        (
+            lambda: find_attention_patterns(model, ids, measure="max"),
+            "measure must be mean, mul or abs.*'max'",
+        ),
+        (
+            lambda: find_attention_patterns(model, ids, {"copying": 0.4}),
+            "thresholds for .*'induction'.*copying",
+        ),
         (lambda: find_attention_patterns(model, []), "dataset is empty"),
         (lambda: find_attention_patterns(model, "text"), "no tokenizer"),
         (lambda: composition_scores(model, "q"), '"Q", "K" or "V", got \'q\''),
@@ -354,7 +446,10 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
 
     def expected(layer, head, token):
         pattern = weights[layer, head]
-        row = [pattern[token, k].item() if k <= token else pattern[k, token].item() for k in range(len(HOSTILE))]
+        row = [
+            pattern[token, k].item() if k <= token else pattern[k, token].item()
+            for k in range(len(HOSTILE))
+        ]
         return ["" if weight < 0.0005 else f"{weight:.3f}" for weight in row]
 
     def about(found, wanted):  # the page rounds halves in its own way
@@ -377,8 +472,16 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
 
     find("#heads button")[1].send_keys(Keys.ARROW_DOWN)  # the same head of the next layer
     assert find("#name")[0].text == "Layer 1, head 1"
-    browser.switch_to.active_element.send_keys(Keys.TAB)  # from the heads to the tokens, at the chosen one
+    browser.switch_to.active_element.send_keys(
+        Keys.TAB
+    )  # from the heads to the tokens, at the chosen one
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert about(shown(), expected(1, 1, 5))
-    assert len(find("#tokens button[aria-checked=true]")) == len(find("#tokens button[tabindex='0']")) == 1
-    assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
+    assert (
+        len(find("#tokens button[aria-checked=true]"))
+        == len(find("#tokens button[tabindex='0']"))
+        == 1
+    )
+    assert [
+        entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]
+    ] == []

@@ -44,7 +44,16 @@ PIECES = [
     "\u200d",
     "\ufffd",
 ]
-BLANKS = [" ", "  ", " " * 50, "\n", "\r\n", "\t", "\n\n \n", *"\u00a0\u2003\u3000\x1c\x85\u2028\u200b"]
+BLANKS = [
+    " ",
+    "  ",
+    " " * 50,
+    "\n",
+    "\r\n",
+    "\t",
+    "\n\n \n",
+    *"\u00a0\u2003\u3000\x1c\x85\u2028\u200b",
+]
 
 
 @pytest.fixture
@@ -56,7 +65,10 @@ def small():
 def small_merges():
     """A BPE of 400 tokens that is learned from a text made here: the words, and further ones of random syllables."""
     rng = random.Random(0)
-    made = ["".join(rng.choices(["ka", "the", "ing", "str", "o", "ul", "é", "жи", "你"], k=3)) for _ in range(100)]
+    made = [
+        "".join(rng.choices(["ka", "the", "ing", "str", "o", "ul", "é", "жи", "你"], k=3))
+        for _ in range(100)
+    ]
     return train_bpe([" ".join(rng.choices(WORDS + made, k=20)) for _ in range(200)], 400)
 
 
@@ -96,7 +108,9 @@ def generated_strings(n):
 
 
 @pytest.mark.parametrize("which", ["small", "gpt2"])
-def test_ten_thousand_strings_encode_as_in_the_reference_library_and_decode_to_themselves(which, request):
+def test_ten_thousand_strings_encode_as_in_the_reference_library_and_decode_to_themselves(
+    which, request
+):
     ours = gpt2() if which == "gpt2" else request.getfixturevalue("small")
     reference = ByteLevelBPETokenizer(ours.encoder.ids, ours.encoder.merges)
     strings = list(generated_strings(10_000))
@@ -111,9 +125,17 @@ def test_gpt2_gives_its_known_ids():
     assert tokenizer.n_vocab == 50257
     assert tokenizer.encode(SENTENCE) == SENTENCE_IDS
     assert tokenizer.encode(SENTENCE.replace("Jones", "Smith"))[1] == 4176
-    assert tokenizer.encode("Hello!! I'm Andrej Karpathy. It's 2022. w00t :D 🤗")[:4] == [15496, 3228, 314, 1101]
+    assert tokenizer.encode("Hello!! I'm Andrej Karpathy. It's 2022. w00t :D 🤗")[:4] == [
+        15496,
+        3228,
+        314,
+        1101,
+    ]
     assert tokenizer.encode(END_OF_TEXT, allow_special=True) == [50256]
-    assert "|".join(tokenizer.tokens(SENTENCE_IDS)) == "Michelle| Jones| was| a| top|-|not|ch| student|.| Michelle"
+    assert (
+        "|".join(tokenizer.tokens(SENTENCE_IDS))
+        == "Michelle| Jones| was| a| top|-|not|ch| student|.| Michelle"
+    )
 
 
 def merge_by_the_book(symbols, merges):
@@ -151,7 +173,9 @@ def test_a_long_run_without_spaces_takes_no_quadratic_time(small):
     assert len(Encoder(merges).encode("a" * 100_001)) == 100_001 // 32 + 1
     text = "".join(random.Random(3).choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
     assert small.decode(small.encode(text)) == text
-    assert time.perf_counter() - started < 20  # half a second here; minutes for a list that is scanned at every merge
+    assert (
+        time.perf_counter() - started < 20
+    )  # half a second here; minutes for a list that is scanned at every merge
     assert not any(len(word) > CACHED_LENGTH for word in small.encoder.cache)
 
 
@@ -159,12 +183,22 @@ def test_the_cache_stops_growing(small, monkeypatch):
     monkeypatch.setattr(bpe, "CACHED_WORDS", 3)
     ids = small.encode("the cat sat on the mat")
     assert list(small.encoder.cache) == ["the", " cat", " sat"]
-    assert small.encode("the cat sat on the mat") == ids == Encoder(small_merges()).encode("the cat sat on the mat")
+    assert (
+        small.encode("the cat sat on the mat")
+        == ids
+        == Encoder(small_merges()).encode("the cat sat on the mat")
+    )
 
 
 def test_two_merges_that_make_the_same_token_share_its_id():
     encoder = Encoder([("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc"), ("c", "d")])
-    assert [encoder.ids[token] for token in ("ab", "bc", "abc", "cd", END_OF_TEXT)] == [256, 257, 258, 259, 260]
+    assert [encoder.ids[token] for token in ("ab", "bc", "abc", "cd", END_OF_TEXT)] == [
+        256,
+        257,
+        258,
+        259,
+        260,
+    ]
     assert encoder.encode("abcabcd") == [258, 258, 67]  # 67 is the id of 'd'
 
 
@@ -185,7 +219,11 @@ def test_without_merges_each_byte_is_a_token():
 
 def test_bytes_to_unicode_is_the_reference_librarys_alphabet():
     assert set(bytes_to_unicode().values()) == set(pre_tokenizers.ByteLevel.alphabet())
-    assert len(bytes_to_unicode()) == 256 and bytes_to_unicode()[ord(" ")] == "Ġ" and bytes_to_unicode()[10] == "Ċ"
+    assert (
+        len(bytes_to_unicode()) == 256
+        and bytes_to_unicode()[ord(" ")] == "Ġ"
+        and bytes_to_unicode()[10] == "Ċ"
+    )
 
 
 def test_end_of_text_is_special_only_when_asked_for(small):
@@ -204,7 +242,12 @@ def test_the_tokenizer_gives_a_tensor_with_one_row(small):
     idx = small("the cat", return_tensors="pt")
     assert idx.dtype == torch.long and idx.tolist() == [small.encode("the cat")]
     assert small("").shape == (1, 0) and small.decode([]) == ""
-    assert small.decode(idx[0]) == small.decode(idx[0].tolist()) == "".join(small.tokens(idx[0])) == "the cat"
+    assert (
+        small.decode(idx[0])
+        == small.decode(idx[0].tolist())
+        == "".join(small.tokens(idx[0]))
+        == "the cat"
+    )
     with pytest.raises(ValueError, match="return_tensors must be 'pt', got 'np'"):
         small("the cat", return_tensors="np")
 
@@ -225,7 +268,19 @@ def test_a_text_is_cut_into_words():
 
     for end in "'s 't 're 've 'm 'll 'd".split():
         assert words(f"x{end}y") == ["x", end, "y"]
-    assert words("SHE'S 3x--  y\n\n z  ") == ["SHE", "'", "S", " 3", "x", "--", " ", " y", "\n\n", " z", "  "]
+    assert words("SHE'S 3x--  y\n\n z  ") == [
+        "SHE",
+        "'",
+        "S",
+        " 3",
+        "x",
+        "--",
+        " ",
+        " y",
+        "\n\n",
+        " z",
+        "  ",
+    ]
 
 
 def test_ids_come_from_vocab_json(small, tmp_path):
@@ -293,9 +348,13 @@ def test_a_vocabulary_that_does_not_fit_is_refused_by_name(small, tmp_path):
 @pytest.mark.parametrize("text", ["ab\ud800", "ab\udfffc", "ab\ud83d\ude42"])
 def test_surrogates_are_refused_and_the_advice_works(text, small):
     for refusing in (small, small.encode, small.encoder.encode_and_show_work):
-        with pytest.raises(ValueError, match="character 2 of the text is '.ud.*half of a surrogate pair"):
+        with pytest.raises(
+            ValueError, match="character 2 of the text is '.ud.*half of a surrogate pair"
+        ):
             refusing(text)
-    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as the message says
+    mended = text.encode("utf-16", "surrogatepass").decode(
+        "utf-16", "replace"
+    )  # as the message says
     assert small.decode(small.encode(mended)) == mended and mended[2] in "\ufffd🙂"
 
 
@@ -307,7 +366,18 @@ def test_what_is_no_text_is_refused(text, small):
 
 
 @pytest.mark.parametrize(
-    "ids", [torch.tensor([[5]]), torch.tensor([[5, 6]]), torch.tensor(5), [[5]], 5, [5.0], torch.ones(2), "ab", None]
+    "ids",
+    [
+        torch.tensor([[5]]),
+        torch.tensor([[5, 6]]),
+        torch.tensor(5),
+        [[5]],
+        5,
+        [5.0],
+        torch.ones(2),
+        "ab",
+        None,
+    ],
 )
 def test_what_is_no_list_of_ids_is_refused(ids, small):
     for refusing in (small.decode, small.tokens):
@@ -317,7 +387,9 @@ def test_what_is_no_list_of_ids_is_refused(ids, small):
 
 def test_an_id_outside_the_vocabulary_is_named(small):
     for wrong in (-1, small.n_vocab):
-        with pytest.raises(ValueError, match=f"no token has the id {wrong}; the 400 ids go up to 399"):
+        with pytest.raises(
+            ValueError, match=f"no token has the id {wrong}; the 400 ids go up to 399"
+        ):
             small.decode([5, wrong])
 
 
@@ -346,4 +418,7 @@ def test_training_says_what_is_wrong(monkeypatch):
 
 def test_a_tokenizer_can_be_copied_and_pickled(small):
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
-        assert other.encode("the cat") == small.encode("the cat") and other.encoder is not small.encoder
+        assert (
+            other.encode("the cat") == small.encode("the cat")
+            and other.encoder is not small.encoder
+        )

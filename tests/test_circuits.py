@@ -21,7 +21,11 @@ L, H, D, V, T = 3, 2, 5, 13, 6
 
 def make_model(dtype=torch.float64, **options):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, n_inner=17, **options)).eval()
+    model = GPT(
+        GPTConfig(
+            n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=12, n_inner=17, **options
+        )
+    ).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model.to(dtype)
@@ -56,7 +60,9 @@ def sender_outputs(model, ids):
 @torch.no_grad()
 def fall_by_patched_forwards(model, batch, sender, reader):
     """How far the metric falls when one edge is corrupted: the reader's output with a changed input, put in."""
-    change = sender_outputs(model, batch.corrupted)[sender] - sender_outputs(model, batch.clean)[sender]
+    change = (
+        sender_outputs(model, batch.corrupted)[sender] - sender_outputs(model, batch.clean)[sender]
+    )
     intact = metric_of(model, batch, batch.clean)
     if reader == "logits":
         patches = [Patch(L - 1, None, lambda old: old + change, "resid_post")]
@@ -64,7 +70,11 @@ def fall_by_patched_forwards(model, batch, sender, reader):
     layer, head, site = reader.split(".") if "." in reader else (reader[4:], None, "mlp_out")
     layer, head = int(layer), head and int(head)
     into = "resid_mid" if head is None else "resid_pre"
-    model(batch.clean, store_activations=[site], patch_params=Patch(layer, None, lambda old: old + change, into))
+    model(
+        batch.clean,
+        store_activations=[site],
+        patch_params=Patch(layer, None, lambda old: old + change, into),
+    )
     new = model.activations[site][layer]
     patch = Patch(layer, None, new if head is None else new[:, head], site, head)
     return (intact - metric_of(model, batch, batch.clean, patch)).mean().item()
@@ -77,7 +87,9 @@ def test_the_layout_has_every_edge_once():
     for r, reader in enumerate(readers):
         layer = None if reader == "logits" else int(nodes[r].removeprefix("mlp ").split(".")[0])
         for s, sender in enumerate(senders):
-            same_attention = nodes[r][:3] != "mlp" and layer is not None and sender.startswith(f"{layer}.")
+            same_attention = (
+                nodes[r][:3] != "mlp" and layer is not None and sender.startswith(f"{layer}.")
+            )
             assert possible[r, s] == (place[sender] < place[nodes[r]] and not same_attention)
 
 
@@ -86,7 +98,10 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupted_one():
     model = make_model(scale_attn_by_inverse_layer_idx=True)
     batch, possible = make_batch(model), layout(model).possible
     for mask, ids in ((possible, batch.clean), (~possible, batch.corrupted)):
-        assert run_circuit(model, batch, mask).sub(metric_of(model, batch, ids)[:, 0]).abs().max() < 1e-12
+        assert (
+            run_circuit(model, batch, mask).sub(metric_of(model, batch, ids)[:, 0]).abs().max()
+            < 1e-12
+        )
 
 
 @pytest.mark.parametrize("max_tokens", [4096, 50])
@@ -109,7 +124,9 @@ def test_a_circuit_without_one_edge_is_that_patched_forward():
         mask = possible.clone()
         mask[r, s] = False
         fall = intact - run_circuit(model, batch, mask).mean().item()
-        assert fall == pytest.approx(fall_by_patched_forwards(model, batch, senders[s], readers[r]), abs=1e-12)
+        assert fall == pytest.approx(
+            fall_by_patched_forwards(model, batch, senders[s], readers[r]), abs=1e-12
+        )
 
 
 def test_eap_is_the_derivative_by_each_edge():
@@ -124,19 +141,28 @@ def test_eap_is_the_derivative_by_each_edge():
             mask[r, s] = share
             with torch.no_grad():
                 ends.append(run_circuit(model, batch, mask).mean().item())
-        assert scores[r, s].item() == pytest.approx((ends[1] - ends[0]) / (2 * step), abs=1e-7)  # their rounding
+        assert scores[r, s].item() == pytest.approx(
+            (ends[1] - ends[0]) / (2 * step), abs=1e-7
+        )  # their rounding
 
 
 def test_eap_ig_averages_the_gradient_on_the_way_from_corrupted_to_clean():
     """At k/m of the way, k = 1 ... m: the embedding's edges together are its whole gradient times its change."""
     model, steps = make_model(), 3
     batch = make_batch(model)
-    clean, corrupted = (sender_outputs(model, ids)["embed"].detach() for ids in (batch.clean, batch.corrupted))
+    clean, corrupted = (
+        sender_outputs(model, ids)["embed"].detach() for ids in (batch.clean, batch.corrupted)
+    )
     right = 0
     for k in range(1, steps + 1):
         embedding = (corrupted + k / steps * (clean - corrupted)).requires_grad_()
         metric = metric_of(model, batch, batch.clean, Patch(0, None, embedding, "resid_pre")).sum()
-        right = right + (torch.autograd.grad(metric, embedding)[0] * (clean - corrupted)).sum().item() / steps / 2
+        right = (
+            right
+            + (torch.autograd.grad(metric, embedding)[0] * (clean - corrupted)).sum().item()
+            / steps
+            / 2
+        )
     scores = edge_attribution(model, [batch], "eap-ig-inputs", steps)
     assert scores[:, 0].sum().item() == pytest.approx(right, abs=1e-12)
 
@@ -147,7 +173,10 @@ def test_all_methods_agree_on_a_linear_model():
     with torch.no_grad():
         for block in model.transformer.h:
             block.ln_1.weight.mul_(1e3), block.ln_2.weight.mul_(1e3)
-            block.attn.c_attn.weight[: 2 * H * D], block.attn.c_attn.bias[: 2 * H * D] = 0, 0  # no scores
+            block.attn.c_attn.weight[: 2 * H * D], block.attn.c_attn.bias[: 2 * H * D] = (
+                0,
+                0,
+            )  # no scores
             block.mlp.c_fc.bias.fill_(50)  # above 0 for every input
         model.transformer.ln_f.weight.mul_(1e3)
     batch = make_batch(model)
@@ -178,10 +207,16 @@ def test_the_exact_methods_find_the_handmade_circuit_no_more_no_less(method):
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
 def test_the_gradient_methods_are_blind_to_saturated_attention(method):
     """The handmade heads look at one key with all their weight: no gradient comes through queries and keys."""
-    found = {(sender, reader) for sender, reader, _ in find_circuit(induction_model(), "induction", method).edges}
+    found = {
+        (sender, reader)
+        for sender, reader, _ in find_circuit(induction_model(), "induction", method).edges
+    }
     right = found & TRUE_EDGES
     assert right == {edge for edge in TRUE_EDGES if edge[1][-1] not in "qk"}
-    assert (len(right) / len(found), len(right) / len(TRUE_EDGES)) == (3 / 6, 3 / 5)  # precision, recall
+    assert (len(right) / len(found), len(right) / len(TRUE_EDGES)) == (
+        3 / 6,
+        3 / 5,
+    )  # precision, recall
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +227,17 @@ def handmade():
 def test_a_circuit_says_what_each_edge_is_worth(handmade):
     lost = handmade.minimality()
     assert set(lost) == TRUE_EDGES
-    assert lost["embed", "1.2.v"] == pytest.approx(1, abs=1e-4)  # the answer itself comes from nowhere else
+    assert lost["embed", "1.2.v"] == pytest.approx(
+        1, abs=1e-4
+    )  # the answer itself comes from nowhere else
     assert lost["embed", "1.2.q"] == pytest.approx(0.5, abs=1e-4)  # neither answer is ahead
     assert handmade.nodes == ["embed", "0.1", "1.2", "logits"]
     assert [size for size, _ in handmade.curve((1, 2, 5))] == [0, 2, 5]
     # with queries and keys both of the corrupted text the head looks where it did: two edges are faithful
-    assert {edge[:2] for edge in handmade.smaller(0.9).edges} == {("embed", "1.2.v"), ("1.2", "logits")}
+    assert {edge[:2] for edge in handmade.smaller(0.9).edges} == {
+        ("embed", "1.2.v"),
+        ("1.2", "logits"),
+    }
 
 
 def test_a_circuit_comes_back_from_its_file(handmade, tmp_path):
@@ -222,9 +262,14 @@ def test_pairs_of_different_lengths_are_run_in_batches_of_equal_ones():
     pairs = []
     for n in (4, 4, 6):
         ids = torch.randperm(20, generator=generator)
-        clean, corrupted = (torch.cat((some, some[:-1]))[None] for some in (ids[:n], ids[n : 2 * n]))
+        clean, corrupted = (
+            torch.cat((some, some[:-1]))[None] for some in (ids[:n], ids[n : 2 * n])
+        )
         pairs.append((clean, corrupted, ids[n - 1].item(), [ids[2 * n - 1].item()]))
-    assert sorted(batch.clean.shape for batch in circuits.as_batches(model, pairs)) == [(1, 11), (2, 7)]
+    assert sorted(batch.clean.shape for batch in circuits.as_batches(model, pairs)) == [
+        (1, 11),
+        (2, 7),
+    ]
     assert {edge[:2] for edge in find_circuit(model, pairs, "acdc").edges} == TRUE_EDGES
     scores = edge_attribution(model, pairs, "exact")
     alone = [edge_attribution(model, [pair], "exact") for pair in pairs]
@@ -240,9 +285,14 @@ def test_a_task_that_the_model_cannot_do_is_said_first():
 
 def test_unfit_tasks_and_options_are_refused_with_the_reason():
     model = GPT.from_pretrained("names")
-    with pytest.raises(ValueError, match="greater_than does not suit this model: 0 of 5000 pairs .*'.*' is 2 tokens"):
+    with pytest.raises(
+        ValueError,
+        match="greater_than does not suit this model: 0 of 5000 pairs .*'.*' is 2 tokens",
+    ):
         find_circuit(model, "greater_than")
-    with pytest.raises(ValueError, match="no task 'nothing'; the tasks are induction, name_recall, ioi"):
+    with pytest.raises(
+        ValueError, match="no task 'nothing'; the tasks are induction, name_recall, ioi"
+    ):
         find_circuit(model, "nothing")
     with pytest.raises(ValueError, match="equally many tokens"):
         find_circuit(model, [("Mary Smith met Mary", "Mary Smithson met Mary", " Smith", " Jones")])
@@ -261,7 +311,10 @@ def test_tasks_give_aligned_pairs_that_differ_and_have_the_answers_of_their_text
     batches = circuits.as_batches(model, task, count=20)
     assert sum(len(batch.clean) for batch in batches) == 20
     for batch in batches:
-        assert batch.clean.shape == batch.corrupted.shape and (batch.clean != batch.corrupted).any(1).all()
+        assert (
+            batch.clean.shape == batch.corrupted.shape
+            and (batch.clean != batch.corrupted).any(1).all()
+        )
     again = circuits.as_batches(model, task, count=20)
     assert all(one.clean.equal(other.clean) for one, other in zip(batches, again))
 
@@ -270,14 +323,21 @@ def test_greater_than_asks_for_the_later_years():
     """With a tokenizer that has the years' halves as tokens, as GPT-2's has."""
     texts = [f"{year:02}" for year in range(100)]
     halves = [(f"{a}", f"{b}") for a in range(10) for b in range(10)]
-    centuries = [("\u0120", "1"), *(("\u01201", f"{b}") for b in range(10))]  # U+0120 is the space's byte symbol
+    centuries = [
+        ("\u0120", "1"),
+        *(("\u01201", f"{b}") for b in range(10)),
+    ]  # U+0120 is the space's byte symbol
     tokenizer = BPETokenizer(Encoder([*centuries, *halves]))
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, vocab_size=tokenizer.n_vocab, block_size=64)).eval()
+    model = GPT(
+        GPTConfig(n_layer=1, n_head=1, n_embd=4, vocab_size=tokenizer.n_vocab, block_size=64)
+    ).eval()
     model.tokenizer = tokenizer
     for batch in circuits.as_batches(model, "greater_than", count=5):
         for clean, corrupted, direction in zip(*batch):
             assert (clean != corrupted).sum() == 1
-            year = next(token for token, other in zip(clean.tolist(), corrupted.tolist()) if token != other)
+            year = next(
+                token for token, other in zip(clean.tolist(), corrupted.tolist()) if token != other
+            )
             year = int(tokenizer.decode([year]))
             rows = model.lm_head.weight[[tokenizer.encode(text)[0] for text in texts]]
             right = rows[year + 1 :].mean(0) - rows[: year + 1].mean(0)
@@ -299,8 +359,15 @@ def test_the_largest_edges_are_as_many_as_asked_for_and_possible():
 def test_odd_pairs_are_refused_with_what_to_give():
     model, ids = induction_model(), torch.arange(5)[None]
     other = ids + 7
-    for pair in ((ids, other, 1), (ids, other, 1, 2, 3), (ids, other, [], 2), (ids, other, 1, None)):
-        with pytest.raises(ValueError, match="a pair is .clean, corrupted, right answer, wrong answer."):
+    for pair in (
+        (ids, other, 1),
+        (ids, other, 1, 2, 3),
+        (ids, other, [], 2),
+        (ids, other, 1, None),
+    ):
+        with pytest.raises(
+            ValueError, match="a pair is .clean, corrupted, right answer, wrong answer."
+        ):
             find_circuit(model, [pair])
     with pytest.raises(ValueError, match="no pairs"):
         find_circuit(model, [])
@@ -318,7 +385,12 @@ def test_a_faithfulness_that_cannot_be_reached_is_said(handmade):
 
 def test_a_broken_file_is_no_circuit(handmade, tmp_path):
     path = tmp_path / "circuit.json"
-    for text in ("", "[]", "{}", '{"method": "eap", "layers": 2, "heads": 4, "edges": [["nobody", "1.2.q", 1]]}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"method": "eap", "layers": 2, "heads": 4, "edges": [["nobody", "1.2.q", 1]]}',
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match="circuit.json is no circuit of this model"):
             circuits.Circuit.from_json(path, handmade.model, "induction")
@@ -328,7 +400,9 @@ def test_the_estimates_order_the_edges_of_a_trained_model_like_the_exact_scores(
     model = GPT.from_pretrained("names")
     pairs = circuits.as_batches(model, "name_recall", count=2)
     possible = layout(model).possible
-    exact, eap = (edge_attribution(model, pairs, method)[possible].abs() for method in ("exact", "eap"))
+    exact, eap = (
+        edge_attribution(model, pairs, method)[possible].abs() for method in ("exact", "eap")
+    )
     ranks = torch.stack([scores.argsort().argsort().double() for scores in (exact, eap)])
     assert torch.corrcoef(ranks)[0, 1] > 0.9  # Spearman
 
@@ -338,11 +412,22 @@ def test_the_command_finds_draws_and_measures_a_circuit(tmp_path, monkeypatch, c
 
     pretrained.save(induction_model(), tmp_path / "model")
     output = str(tmp_path / "c.png")
-    arguments = ["circuits", str(tmp_path / "model"), "--task", "induction", "--pairs", "20", "--output", output]
+    arguments = [
+        "circuits",
+        str(tmp_path / "model"),
+        "--task",
+        "induction",
+        "--pairs",
+        "20",
+        "--output",
+        output,
+    ]
     monkeypatch.setattr("sys.argv", arguments)
     circuits.main()
     printed = capsys.readouterr().out
-    assert "20 other pairs: right on 100.0%" in printed and "Circuit(path_patching, 2 edges" in printed
+    assert (
+        "20 other pairs: right on 100.0%" in printed and "Circuit(path_patching, 2 edges" in printed
+    )
     assert (tmp_path / "c.png").exists() and (tmp_path / "c.json").exists()
     monkeypatch.setattr("sys.argv", [*arguments, "--pairs", "0"])
     with pytest.raises(SystemExit, match="2"):

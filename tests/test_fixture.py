@@ -10,12 +10,16 @@ import torch
 from mingpt.model import GPT, SITES
 
 FOLDER = Path(__file__).parent.parent.parent / "shared" / "fixtures"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the minGPT checkpoint is not at {FOLDER}")
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason=f"the minGPT checkpoint is not at {FOLDER}"
+)
 
 
 def tensors(name):
     def tensor(entry):
-        return torch.frombuffer(bytearray(base64.b64decode(entry["data"])), dtype=torch.float32).view(entry["shape"])
+        return torch.frombuffer(
+            bytearray(base64.b64decode(entry["data"])), dtype=torch.float32
+        ).view(entry["shape"])
 
     entries = json.loads((FOLDER / f"gpt-nano-sort-{name}.json").read_text())
 
@@ -43,7 +47,9 @@ def run():
 
 
 def close(ours, recorded):
-    torch.testing.assert_close(ours, recorded, rtol=0, atol=5e-6)  # fp32 rounding, in another order of sums
+    torch.testing.assert_close(
+        ours, recorded, rtol=0, atol=5e-6
+    )  # fp32 rounding, in another order of sums
 
 
 def test_the_recorded_block_is_reproduced_through_the_sites(run):
@@ -63,7 +69,11 @@ def test_the_recorded_block_is_reproduced_through_the_sites(run):
         "mlp_out": "mlp",
         "resid_post": "mlpResid",
     }
-    flat = {name: tensor for entry, tensor in recorded.items() for name, tensor in flatten(entry, tensor)}
+    flat = {
+        name: tensor
+        for entry, tensor in recorded.items()
+        for name, tensor in flatten(entry, tensor)
+    }
     for site, name in pairs.items():
         close(at[site], flat[name])
     close(at["z"].transpose(1, 2).flatten(2), flat["y"])

@@ -27,9 +27,13 @@ TEXT = "It rained all week. " * 3
 def random_model(vocab_size=11, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = GPT(GPTConfig(n_layer=L, n_head=H, n_embd=21, vocab_size=vocab_size, block_size=4 * N + 1)).eval()
+        model = GPT(
+            GPTConfig(n_layer=L, n_head=H, n_embd=21, vocab_size=vocab_size, block_size=4 * N + 1)
+        ).eval()
         for parameter in model.parameters():
-            parameter.data += 0.3 * torch.randn_like(parameter)  # so that heads look at something and matter
+            parameter.data += 0.3 * torch.randn_like(
+                parameter
+            )  # so that heads look at something and matter
     return model
 
 
@@ -115,11 +119,20 @@ def test_all_values_are_those_of_plain_forwards(text):
     def scores(patches=None):
         (r, loss_r), (c, loss_c), *texts = [run(model, ids, patches) for ids in prompts]
         learned = texts[0][1] if text else loss_r
-        icl = learned[:, [17, 18]].mean(1) - learned[:, [2, 3]].mean(1)  # the losses on tokens 18, 19 and 3, 4 of 20
+        icl = learned[:, [17, 18]].mean(1) - learned[:, [2, 3]].mean(
+            1
+        )  # the losses on tokens 18, 19 and 3, 4 of 20
         return r, c, loss_r[:, N:].mean(1), loss_c[:, N:].mean(1), icl, texts
 
     r, c, loss_r, loss_c, icl, texts = scores()
-    expected = {"A(r)": r, "A(c)": c, "A(r)-A(c)": r - c, "loss(r)": loss_r, "loss(c)": loss_c, "ICL": icl}
+    expected = {
+        "A(r)": r,
+        "A(c)": c,
+        "A(r)-A(c)": r - c,
+        "loss(r)": loss_r,
+        "loss(c)": loss_c,
+        "ICL": icl,
+    }
     delta, learns = (r - c).mean(0).max(), bool(icl.mean() < -4 * icl.std() / 120**0.5)
     assert learns == bool(text)  # so that both cases are seen
     with torch.no_grad():
@@ -129,7 +142,12 @@ def test_all_values_are_those_of_plain_forwards(text):
             for layer, head in ((0, 1), (2, 2), (3, 0)):
                 new = means[layer][head] if kind == "mean" else torch.zeros(7)
                 r2, c2, loss_r2, loss_c2, icl2, _ = scores(Patch(layer, None, new, "z", head))
-                others = [(r2 - c2).mean(0)[l, h] for l in range(L) for h in range(H) if (l, h) != (layer, head)]
+                others = [
+                    (r2 - c2).mean(0)[l, h]
+                    for l in range(L)
+                    for h in range(H)
+                    if (l, h) != (layer, head)
+                ]
                 change = values[f"change of Delta, {kind}"][:, layer, head].mean()
                 assert change.item() == pytest.approx((max(others) - delta).item(), abs=1e-6)
                 torch.testing.assert_close(
@@ -140,14 +158,18 @@ def test_all_values_are_those_of_plain_forwards(text):
                 )
                 share = 1 - icl2.mean() / icl.mean() if learns else torch.tensor(torch.nan)
                 found = values[f"ICL share lost, {kind}"][:, layer, head].mean()
-                assert found.item() == pytest.approx(share.item(), abs=1e-5 / abs(icl.mean().item()), nan_ok=True)
+                assert found.item() == pytest.approx(
+                    share.item(), abs=1e-5 / abs(icl.mean().item()), nan_ok=True
+                )
     if text:
         expected["loss(text)"] = texts[0][1][:, N:].mean(1)
     for name, value in expected.items():
         torch.testing.assert_close(values[name], value.detach(), **close)
     assert values["Delta"].mean().item() == pytest.approx(delta.item(), abs=1e-6)
     plain = {"Delta", *expected}
-    assert values.keys() == plain | {f"{name}, {kind}" for kind in ("zero", "mean") for name in CHANGES}
+    assert values.keys() == plain | {
+        f"{name}, {kind}" for kind in ("zero", "mean") for name in CHANGES
+    }
 
 
 close = {"atol": 2e-5, "rtol": 0}  # fp32 sums of about 20 terms of size 1, in another order
@@ -171,7 +193,11 @@ def test_it_leaves_model_and_prompts_as_they_were():
     with torch.enable_grad():
         study_induction(model, prompts)
         assert torch.is_grad_enabled()
-    assert model.layer_activations == kept and model.last_token_logits is logits and torch.equal(prompts, before)
+    assert (
+        model.layer_activations == kept
+        and model.last_token_logits is logits
+        and torch.equal(prompts, before)
+    )
 
 
 def test_mean_and_standard_error():
@@ -184,7 +210,9 @@ def test_the_induction_head_of_the_handmade_model_is_found(handmade):
     _, values = handmade
     difference = values["A(r)-A(c)"].mean(0)
     assert divmod(difference.argmax().item(), 4) == INDUCTION_HEAD and difference.max() > 0.9
-    assert difference.flatten().sort().values[-2].abs() < 1e-6  # all others look the same way whatever the tokens are
+    assert (
+        difference.flatten().sort().values[-2].abs() < 1e-6
+    )  # all others look the same way whatever the tokens are
     assert values["ICL"].mean() < -5
 
 
@@ -208,7 +236,9 @@ def test_of_two_induction_heads_the_other_one_remains():
     for twin in (0, 3):
         for weight in model.transformer.h[1].attn.c_attn.parameters():
             heads = weight.data.view(3, 4, 32, *weight.shape[1:])
-            heads[:2, twin] = heads[:2, INDUCTION_HEAD[1]]  # the same pattern; without a value, not the same effect
+            heads[:2, twin] = heads[
+                :2, INDUCTION_HEAD[1]
+            ]  # the same pattern; without a value, not the same effect
     values = study_induction(model, draw_prompts(model), ("zero",))
     assert values["change of Delta, zero"].mean(0)[INDUCTION_HEAD].abs() < 1e-6
     assert values["change of loss(r), zero"].mean(0)[INDUCTION_HEAD] > 2
@@ -223,7 +253,9 @@ def test_a_change_must_be_large_and_sure_to_be_named():
     values |= {"change of loss(r), zero": loss[:, None], "change of Delta, zero": -loss[:, None]}
     assert name_candidates(values)["both"] == [(0, 3), (0, 1)]
     assert name_candidates(values, share=0.05)["both"] == [(0, 3), (0, 1), (0, 0)]
-    assert name_candidates(values | {"loss(c)": torch.zeros(16)})["loss(r)"] == []  # repeating saves nothing
+    assert (
+        name_candidates(values | {"loss(c)": torch.zeros(16)})["loss(r)"] == []
+    )  # repeating saves nothing
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +277,9 @@ def test_the_curve_shows_when_the_head_forms(run_folder):
     assert curve[20]["loss(r)"].mean() < 0.1 < curve[3]["loss(r)"].mean()
     again = study_induction(induction_model(), draw_prompts(induction_model(), bases=B), ())
     assert all(torch.equal(curve[20][name], value) for name, value in again.items())
-    (run_folder / "curve.csv").write_text("step,train_loss,validation_loss\n3,5.0,6.0\n20,1.0,2.0\n")
+    (run_folder / "curve.csv").write_text(
+        "step,train_loss,validation_loss\n3,5.0,6.0\n20,1.0,2.0\n"
+    )
     assert induction.read_losses(run_folder / "none") is None
     above, below, training = plot_curve(curve, losses=induction.read_losses(run_folder)).axes
     assert [line.get_ydata().tolist() for line in training.lines] == [[5, 1], [6, 2]]
@@ -263,14 +297,24 @@ def test_the_picture_shows_the_means_and_the_stripe(handmade):
             torch.testing.assert_close(torch.from_numpy(shown[name].data), value.mean(0))
     assert shown["1.2 on r"].shape == (32, 32) and shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
     assert (
-        shown["1.2 on r, pieces 2, 1"].diagonal(1).min() > 0.99 > 0.5 > shown["1.2 on c, pieces 2, 1"].diagonal(1).max()
+        shown["1.2 on r, pieces 2, 1"].diagonal(1).min()
+        > 0.99
+        > 0.5
+        > shown["1.2 on c, pieces 2, 1"].diagonal(1).max()
     )
 
 
 def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder, tmp_path, capsys):
     output = tmp_path / "new" / "folder"
-    assert induction.main([str(run_folder), "--output", str(output), "--bases", "8", "--seed", "3"]) == 0
-    assert sorted(file.name for file in output.iterdir()) == ["induction.csv", "induction.png", "induction_curve.png"]
+    assert (
+        induction.main([str(run_folder), "--output", str(output), "--bases", "8", "--seed", "3"])
+        == 0
+    )
+    assert sorted(file.name for file in output.iterdir()) == [
+        "induction.csv",
+        "induction.png",
+        "induction_curve.png",
+    ]
     printed = capsys.readouterr().out
     model = induction_model()
     values = study_induction(model, draw_prompts(model, bases=8, seed=3))
@@ -284,20 +328,34 @@ def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder
         table = list(csv.DictReader(file))
     steps = {step: [row for row in table if row["step"] == step] for step in ("3", "20")}
     assert len(steps["3"]) == 3 * 8 + 4 and len(steps["20"]) == 11 * 8 + 4 and len(table) == 28 + 92
-    assert {(row["n"], row["length"], row["seed"], row["text"]) for row in table} == {("8", "8", "3", "")}
+    assert {(row["n"], row["length"], row["seed"], row["text"]) for row in table} == {
+        ("8", "8", "3", "")
+    }
     for row in steps["20"]:
         found = mean_error(values[row["quantity"]])
         place = tuple(map(int, row["layer.head"].split("."))) if row["layer.head"] else ()
-        assert [float(row["mean"]), float(row["standard error"])] == [x[place].item() for x in found]
+        assert [float(row["mean"]), float(row["standard error"])] == [
+            x[place].item() for x in found
+        ]
 
 
 def test_the_command_takes_one_model_and_a_text(tmp_path):
     pretrained.save(byte_model(), tmp_path / "model")
     byte_model().tokenizer.save(tmp_path / "model")
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
-    arguments = [str(tmp_path / "model"), "--text", str(tmp_path / "a.txt"), "--bases", "2", "--output"]
+    arguments = [
+        str(tmp_path / "model"),
+        "--text",
+        str(tmp_path / "a.txt"),
+        "--bases",
+        "2",
+        "--output",
+    ]
     assert induction.main([*arguments, str(tmp_path / "out")]) == 0
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["induction.csv", "induction.png"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "induction.csv",
+        "induction.png",
+    ]
     assert "loss(text)" in (tmp_path / "out" / "induction.csv").read_text(encoding="utf-8")
 
 
@@ -309,7 +367,9 @@ def test_the_command_takes_one_model_and_a_text(tmp_path):
         (["--text", __file__], "this model has no tokenizer"),
     ],
 )
-def test_the_command_says_what_is_wrong_and_exits_with_2(run_folder, tmp_path, capsys, flags, message):
+def test_the_command_says_what_is_wrong_and_exits_with_2(
+    run_folder, tmp_path, capsys, flags, message
+):
     assert induction.main([str(run_folder), "--output", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
@@ -318,4 +378,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(run_folder, tmp_path, c
 def test_an_output_that_is_a_file_is_an_error(run_folder, tmp_path, capsys):
     (tmp_path / "out").write_text("mine", encoding="utf-8")
     assert induction.main([str(run_folder), "--output", str(tmp_path / "out")]) == 2
-    assert "error: " in capsys.readouterr().err and (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+    assert (
+        "error: " in capsys.readouterr().err
+        and (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+    )

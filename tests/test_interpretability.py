@@ -38,7 +38,12 @@ def folder(tmp_path_factory):
     tokenizer = BPETokenizer(Encoder(merges))
     torch.manual_seed(1)
     config = GPTConfig(
-        n_layer=3, n_head=2, n_embd=10, vocab_size=tokenizer.n_vocab, block_size=16, tie_word_embeddings=True
+        n_layer=3,
+        n_head=2,
+        n_embd=10,
+        vocab_size=tokenizer.n_vocab,
+        block_size=16,
+        tie_word_embeddings=True,
     )
     model = GPT(config)
     for parameter in model.parameters():
@@ -50,14 +55,26 @@ def folder(tmp_path_factory):
 
 
 def run(folder, tmp_path, *more, clean=CLEAN, corrupted=CORRUPTED, output="out.png"):
-    arguments = ["--model", folder, "--clean", clean, "--corrupted", corrupted, "--output", tmp_path / output, *more]
+    arguments = [
+        "--model",
+        folder,
+        "--clean",
+        clean,
+        "--corrupted",
+        corrupted,
+        "--output",
+        tmp_path / output,
+        *more,
+    ]
     return interpretability.main([str(argument) for argument in arguments])
 
 
 def read_table(path):
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    return header, torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
+    return header, torch.tensor(
+        [[float(value) for value in row] for row in rows], dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("flags", [[], ["--loop"]])
@@ -76,9 +93,13 @@ def test_it_writes_the_table_that_a_loop_over_patched_runs_defines(folder, tmp_p
         stream = model.layer_activations
         for layer in range(3):
             for position in range(6):
-                logits, _ = model(corrupted, patch_params=(layer, position, stream[layer][0, position]))
+                logits, _ = model(
+                    corrupted, patch_params=(layer, position, stream[layer][0, position])
+                )
                 expected[layer, position] = (logits[0, -1, smith] - logits[0, -1, jones]).item()
-    assert (table[:, 1:] - expected).abs().max() <= (0 if flags else 1e-4 * (expected.max() - expected.min()) + 1e-5)
+    assert (table[:, 1:] - expected).abs().max() <= (
+        0 if flags else 1e-4 * (expected.max() - expected.min()) + 1e-5
+    )
 
     printed = capsys.readouterr().out
     moved = (expected - expected[0, 0]).abs()  # a patch left of the difference is the unpatched run
@@ -110,11 +131,18 @@ def test_it_prints_the_tokens_the_tables_and_both_differences(folder, tmp_path, 
     for name, text in (("clean", CLEAN), ("corrupted", CORRUPTED)):
         model(model.tokenizer(text))
         logits = model.last_token_logits[0]
-        difference = logits[model.tokenizer.encode(" Smith")[0]] - logits[model.tokenizer.encode(" Jones")[0]]
-        assert f"logit(' Smith') - logit(' Jones') after the {name} text: {difference:.4f}" in printed
+        difference = (
+            logits[model.tokenizer.encode(" Smith")[0]]
+            - logits[model.tokenizer.encode(" Jones")[0]]
+        )
+        assert (
+            f"logit(' Smith') - logit(' Jones') after the {name} text: {difference:.4f}" in printed
+        )
 
 
-@pytest.mark.parametrize("output, magic", [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    "output, magic", [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")]
+)
 def test_the_suffix_decides_the_format_and_nothing_else_is_left(folder, tmp_path, output, magic):
     assert run(folder, tmp_path, output=output) == 0
     assert (tmp_path / output).read_bytes().startswith(magic)
@@ -132,12 +160,23 @@ def test_the_picture_names_texts_model_positions_and_quantity(folder, tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0 $x_1$", "1  b\\n"]
     assert bar.get_ylabel() == quantity
     image = axes.images[0]
-    assert (image.norm.vmin, image.norm.vmax) == (-5, 5) and image.get_cmap().name == "RdBu_r"  # zero is the middle
+    assert (image.norm.vmin, image.norm.vmax) == (
+        -5,
+        5,
+    ) and image.get_cmap().name == "RdBu_r"  # zero is the middle
     figure.savefig(tmp_path / "dollars.png")  # texts with dollars are texts, not formulas
 
 
 def test_empty_answers_are_taken_from_the_differing_token(folder, tmp_path):
-    run(folder, tmp_path, "--clean-answer", " Jones", "--corrupted-answer", " Smith", output="named.png")
+    run(
+        folder,
+        tmp_path,
+        "--clean-answer",
+        " Jones",
+        "--corrupted-answer",
+        " Smith",
+        output="named.png",
+    )
     run(folder, tmp_path, "--clean-answer", "", "--corrupted-answer", "", output="taken.png")
     assert (tmp_path / "named.csv").read_text() == (tmp_path / "taken.csv").read_text()
 
@@ -163,7 +202,10 @@ BAD = {
     ),
     "a device that cannot compute": (["--device", "meta"], "no device 'meta'"),
     "a model name that no file can have": (["--model", "x" * 300], "x" * 300),
-    "a text longer than the context": ({"clean": "a" * 17}, "has 17 tokens; this model takes 1 to 16"),
+    "a text longer than the context": (
+        {"clean": "a" * 17},
+        "has 17 tokens; this model takes 1 to 16",
+    ),
     "an unknown output extension": ({"output": "a.gif"}, "must end in one of .png, .svg, .pdf"),
     "a missing output folder": ({"output": "no/a.png"}, "there is no folder"),
     "an output that is a folder": ({"output": "dir.png"}, "it is a folder"),
@@ -174,7 +216,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_a_clear_error_with_exit_code_2_and_nothing_written(folder, tmp_path, capsys, case):
+def test_bad_input_is_a_clear_error_with_exit_code_2_and_nothing_written(
+    folder, tmp_path, capsys, case
+):
     change, message = BAD[case]
     (tmp_path / "dir.png").mkdir()
     change = dict(change) if isinstance(change, dict) else {"more": change}
@@ -231,7 +275,12 @@ def test_an_output_folder_that_refuses_files_is_refused(folder, capsys):
 def script(*arguments, cwd, **environment):
     command = [sys.executable, ROOT / "interpretability.py", *arguments]
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -240,31 +289,48 @@ def no_network(tmp_path):
     return {"HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
 
 
-def test_the_untouched_default_without_gpt2_shows_the_embedded_model_and_says_so(tmp_path, no_network):
+def test_the_untouched_default_without_gpt2_shows_the_embedded_model_and_says_so(
+    tmp_path, no_network
+):
     done = script(cwd=tmp_path, **no_network)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 2 and "names" in lines[0] and "python interpretability.py --model gpt2" in lines[1]
+    assert (
+        len(lines) == 2
+        and "names" in lines[0]
+        and "python interpretability.py --model gpt2" in lines[1]
+    )
     assert "Model: names, embedded (" in done.stdout
     header, table = read_table(tmp_path / "heatmap.csv")
-    assert len(header) == 12 and tuple(table.shape) == (GPT.from_pretrained("names").config.n_layer, 12)
+    assert len(header) == 12 and tuple(table.shape) == (
+        GPT.from_pretrained("names").config.n_layer,
+        12,
+    )
     assert (tmp_path / "heatmap.png").stat().st_size > 10_000
 
 
 def test_a_model_that_was_asked_for_is_never_replaced(tmp_path, no_network):
     done = script("--model", "gpt2", cwd=tmp_path, **no_network)
-    assert done.returncode == 2 and "cannot be reached" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "cannot be reached" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not list(tmp_path.glob("heatmap*"))
 
 
-@pytest.mark.parametrize("name", ["MODEL", "CLEAN", "CORRUPTED", "CLEAN_ANSWER", "CORRUPTED_ANSWER"])
+@pytest.mark.parametrize(
+    "name", ["MODEL", "CLEAN", "CORRUPTED", "CLEAN_ANSWER", "CORRUPTED_ANSWER"]
+)
 def test_an_edited_constant_was_asked_for(monkeypatch, name):
     assert interpretability.parse([]).untouched
     monkeypatch.setattr(interpretability, name, "something else")
     assert not interpretability.parse([]).untouched
 
 
-@pytest.mark.parametrize("flag", ["--model", "--clean", "--corrupted", "--clean-answer", "--corrupted-answer"])
+@pytest.mark.parametrize(
+    "flag", ["--model", "--clean", "--corrupted", "--clean-answer", "--corrupted-answer"]
+)
 def test_a_flag_was_asked_for_even_if_it_repeats_the_default(flag):
     default = {"--model": "gpt2", "--clean-answer": " Jones"}.get(flag, interpretability.CLEAN)
     assert not interpretability.parse([flag, default]).untouched
@@ -273,13 +339,19 @@ def test_a_flag_was_asked_for_even_if_it_repeats_the_default(flag):
 
 def test_importing_the_script_runs_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import interpretability"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_importing_the_package_loads_nothing_that_draws_or_downloads():
     code = "import sys, mingpt.model; print({'matplotlib', 'huggingface_hub', 'requests'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "set()", done.stderr
 
 
@@ -292,12 +364,17 @@ def test_importing_the_package_loads_nothing_that_draws_or_downloads():
 )
 def test_the_other_pairs_just_work(tmp_path, corrupted, differing, capsys):
     output = str(tmp_path / "o.png")
-    assert interpretability.main(["--model", "names", "--corrupted", corrupted, "--output", output]) == 0
+    assert (
+        interpretability.main(["--model", "names", "--corrupted", corrupted, "--output", output])
+        == 0
+    )
     assert re.findall(r"^ +(\d+) .*<- differs$", capsys.readouterr().out, re.M) == differing
 
 
 @pytest.mark.parametrize("failing", ["save_figure", "save_csv"])
-def test_a_disk_that_is_full_leaves_nothing_half_written(folder, tmp_path, capsys, monkeypatch, failing):
+def test_a_disk_that_is_full_leaves_nothing_half_written(
+    folder, tmp_path, capsys, monkeypatch, failing
+):
     def full(*arguments):
         Path(arguments[1] if failing == "save_figure" else arguments[2]).write_text("half")
         raise OSError(28, "No space left on device", "the disk")
@@ -333,10 +410,25 @@ def test_an_interrupted_run_ends_with_130_and_writes_nothing(folder, tmp_path, m
 @pytest.mark.parametrize("flags", [[], ["--loop"]])
 def test_ctrl_c_in_the_middle_of_the_patched_runs_ends_with_130_and_writes_nothing(tmp_path, flags):
     long = " was a student and a teacher, and" * 28  # some seconds of patched runs
-    texts = ["--clean", f"Michelle Jones{long} Michelle", "--corrupted", f"Michelle Smith{long} Michelle"]
-    command = [sys.executable, "-u", ROOT / "interpretability.py", "--model", "names", *texts, *flags]
+    texts = [
+        "--clean",
+        f"Michelle Jones{long} Michelle",
+        "--corrupted",
+        f"Michelle Smith{long} Michelle",
+    ]
+    command = [
+        sys.executable,
+        "-u",
+        ROOT / "interpretability.py",
+        "--model",
+        "names",
+        *texts,
+        *flags,
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background may ignore it
+    heed = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # what runs in the background may ignore it
     with subprocess.Popen(command, cwd=tmp_path, **pipes, preexec_fn=heed) as process:
         for line in process.stdout:
             if "after the corrupted text: " in line:
@@ -374,7 +466,9 @@ def test_progress_is_shown_on_a_terminal_alone(folder, tmp_path, monkeypatch):
         terminal.shown = shown
         monkeypatch.setattr(sys, "stderr", terminal)
         assert run(folder, tmp_path) == 0
-        assert ("12/12" in terminal.getvalue()) == shown  # 3 layers, 4 positions from the first difference on
+        assert (
+            "12/12" in terminal.getvalue()
+        ) == shown  # 3 layers, 4 positions from the first difference on
 
 
 def test_gpt2_itself_gives_the_published_table_and_heatmap(tmp_path):

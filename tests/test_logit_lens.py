@@ -23,10 +23,22 @@ from mingpt.model import GPT, GPTConfig
 T, L, H, D, V = 5, 4, 3, 7, 11
 SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
     "tied": {},
-    "untied, narrow relu MLP": {"tie_word_embeddings": False, "n_inner": 13, "activation_function": "relu"},
+    "untied, narrow relu MLP": {
+        "tie_word_embeddings": False,
+        "n_inner": 13,
+        "activation_function": "relu",
+    },
     "one layer, two heads": {"n_layer": 1, "n_head": 2, "n_embd": 10},
-    "one head, scaled by layer": {"n_head": 1, "n_embd": 9, "scale_attn_by_inverse_layer_idx": True},
-    "unscaled, wide epsilon": {"scale_attn_weights": False, "layer_norm_epsilon": 1e-2, "n_inner": 50},
+    "one head, scaled by layer": {
+        "n_head": 1,
+        "n_embd": 9,
+        "scale_attn_by_inverse_layer_idx": True,
+    },
+    "unscaled, wide epsilon": {
+        "scale_attn_weights": False,
+        "layer_norm_epsilon": 1e-2,
+        "n_inner": 50,
+    },
 }
 IDS = torch.randint(V, (1, T), generator=torch.Generator().manual_seed(1))
 
@@ -47,7 +59,14 @@ def pair(request, tmp_path):
 
 def make_model(seed=0, **settings):
     torch.manual_seed(seed)
-    sizes = {"n_layer": L, "n_head": H, "n_embd": H * D, "vocab_size": V, "block_size": 2 * T, "n_inner": 13}
+    sizes = {
+        "n_layer": L,
+        "n_head": H,
+        "n_embd": H * D,
+        "vocab_size": V,
+        "block_size": 2 * T,
+        "n_inner": 13,
+    }
     model = GPT(GPTConfig(**sizes | settings)).eval()
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("ln_" in name and "weight" in name), std=0.4)
@@ -69,18 +88,28 @@ def unsorted(ids, values):
 @torch.no_grad()
 def test_every_layer_reads_as_transformers_hidden_states_through_its_own_norm(pair):
     model, theirs = pair
-    hidden = theirs(IDS, output_hidden_states=True).hidden_states  # the last one is through ln_f already
-    logits = [theirs.lm_head(theirs.transformer.ln_f(x)) for x in hidden[:-1]] + [theirs.lm_head(hidden[-1])]
+    hidden = theirs(
+        IDS, output_hidden_states=True
+    ).hidden_states  # the last one is through ln_f already
+    logits = [theirs.lm_head(theirs.transformer.ln_f(x)) for x in hidden[:-1]] + [
+        theirs.lm_head(hidden[-1])
+    ]
     expected = torch.cat(logits)  # (L+1,T,V)
     final = expected[-1].log_softmax(-1)
     for site, rows in (("resid_pre", expected[:-1]), ("resid_post", expected[1:])):
         found, log_probs = analyze(model, IDS, site, k=V), rows.log_softmax(-1)
         scale = rows.abs().max().item()  # fp32 through L blocks, in another order of sums
-        torch.testing.assert_close(unsorted(found.ids, found.logits), rows, rtol=0, atol=2e-5 * scale)
-        torch.testing.assert_close(unsorted(found.ids, found.probability), log_probs.exp(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            unsorted(found.ids, found.logits), rows, rtol=0, atol=2e-5 * scale
+        )
+        torch.testing.assert_close(
+            unsorted(found.ids, found.probability), log_probs.exp(), rtol=1e-3, atol=1e-6
+        )
         entropy = torch.distributions.Categorical(logits=rows).entropy()
         torch.testing.assert_close(found.entropy, entropy, rtol=1e-3, atol=1e-4)
-        kl = F.kl_div(log_probs, final.expand_as(log_probs), log_target=True, reduction="none").sum(-1)
+        kl = F.kl_div(log_probs, final.expand_as(log_probs), log_target=True, reduction="none").sum(
+            -1
+        )
         torch.testing.assert_close(found.kl, kl, rtol=1e-3, atol=1e-4)
         assert (found.logits.diff(dim=-1) <= 0).all() and (found.kl >= 0).all()
 
@@ -91,7 +120,9 @@ def test_the_last_row_is_the_public_forward_to_the_bit(pair):
     assert unsorted(found.ids, found.logits)[-1].equal(model(IDS)[0][0])
     assert (found.kl[-1] == 0).all()
     model.double()
-    assert unsorted((found := analyze(model, IDS, k=V)).ids, found.logits)[-1].equal(model(IDS)[0][0])
+    assert unsorted((found := analyze(model, IDS, k=V)).ids, found.logits)[-1].equal(
+        model(IDS)[0][0]
+    )
     names = GPT.from_pretrained("names")
     text = "Michelle Jones was a top-notch student. Michelle"
     found, logits = analyze(names, text), names(names.tokenizer(text))[0][0]
@@ -105,13 +136,19 @@ def test_between_the_blocks_halves_and_for_what_a_layer_adds():
     kept = model.activations
     for site in ("resid_mid", "attn_out", "mlp_out"):
         x = torch.cat(list(kept[site].values()))  # (L,T,C)
-        normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        normed = (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
         normed = normed * model.transformer.ln_f.weight + model.transformer.ln_f.bias
         found = analyze(model, IDS, site, k=V)
-        torch.testing.assert_close(unsorted(found.ids, found.logits), normed @ model.lm_head.weight.T)
+        torch.testing.assert_close(
+            unsorted(found.ids, found.logits), normed @ model.lm_head.weight.T
+        )
         final = model(IDS)[0].log_softmax(-1)
         read = unsorted(found.ids, found.logits).log_softmax(-1)
-        torch.testing.assert_close(found.kl, (final.exp() * (final - read)).sum(-1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found.kl, (final.exp() * (final - read)).sum(-1), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_hand_built_model_makes_up_its_mind_at_the_layer_where_its_mlp_writes_the_answer():
@@ -125,7 +162,9 @@ def test_a_hand_built_model_makes_up_its_mind_at_the_layer_where_its_mlp_writes_
     assert found.ids[:2, :, 0].equal(IDS.expand(2, -1)) and (found.ids[2:] == 7).all()
     convergence = measure_convergence(model, IDS)
     expected = torch.where(IDS[0] == 7, 0, 2)
-    assert convergence["layer"].equal(expected) and convergence["kl_layer"].equal(torch.full((T,), 2))
+    assert convergence["layer"].equal(expected) and convergence["kl_layer"].equal(
+        torch.full((T,), 2)
+    )
     assert convergence["probability"].equal(found.probability[expected, range(T), 0])
 
 
@@ -157,7 +196,9 @@ def test_the_bigram_divergence_is_that_of_counting_pair_by_pair():
             n = sum(first == a for first, _ in pairs)
             p = [(pairs.count((a, b)) + unigram[b]) / (n + 1) for b in range(V)]
             for l in range(L):
-                expected[l] += sum(p[b] * math.log(p[b] / shares[l, t, b]) for b in range(V) if p[b]) / len(pairs)
+                expected[l] += sum(
+                    p[b] * math.log(p[b] / shares[l, t, b]) for b in range(V) if p[b]
+                ) / len(pairs)
     found = compare_to_bigram(model, [torch.tensor([row]) for row in rows])
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
     together = compare_to_bigram(model, torch.tensor([rows[0], rows[2][:5]]))
@@ -170,14 +211,18 @@ def test_a_model_that_is_the_bigram_table_has_no_divergence_from_it():
     model = make_model(n_embd=V, n_head=1)
     ids = torch.tensor([[0, 1, 0, 2, 0, 1, 3, 3, 0]])
     pairs = list(zip(ids[0].tolist(), ids[0, 1:].tolist()))
-    table = torch.full((V, V), 1e-12) + torch.tensor([sum(b == t for _, b in pairs) / len(pairs) for t in range(V)])
+    table = torch.full((V, V), 1e-12) + torch.tensor(
+        [sum(b == t for _, b in pairs) / len(pairs) for t in range(V)]
+    )
     for a, b in pairs:
         table[a, b] += 1
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.fill_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
         model.transformer.wte.weight.copy_(torch.eye(V))
-        size = (1 / V * (1 - 1 / V) + 1e-5) ** -0.5  # of a one-hot vector after the norm, which takes its mean away
+        size = (
+            1 / V * (1 - 1 / V) + 1e-5
+        ) ** -0.5  # of a one-hot vector after the norm, which takes its mean away
         model.transformer.ln_f.bias.fill_(size / V)  # and here it comes back
         model.lm_head.weight.copy_((table / table.sum(-1, keepdim=True)).log().T / size)
     torch.testing.assert_close(compare_to_bigram(model, ids), torch.zeros(L), rtol=0, atol=1e-5)
@@ -194,7 +239,9 @@ def test_two_texts_side_by_side_and_where_they_part():
     lines = found["table"].splitlines()
     assert len(lines) == L + 1 and lines[0].split() == ["layer", "at", "'d'", "at", "'d'"]
     for layer, line in enumerate(lines[1:]):
-        assert line.startswith(f"{layer} ") and all(repr(each.top[layer][-1][0]) in line for each in alone)
+        assert line.startswith(f"{layer} ") and all(
+            repr(each.top[layer][-1][0]) in line for each in alone
+        )
         assert line.endswith("<- apart") == (layer == found["layer"][-1])
     same = compare_predictions(model, ["abcx", "abcy", "abcz"])["layer"]
     assert same[:3].tolist() == [L] * 3 and same[3] < L  # attention looks only backwards
@@ -202,7 +249,9 @@ def test_two_texts_side_by_side_and_where_they_part():
         model.transformer.wpe.weight.zero_()
         for block in model.transformer.h:
             block.attn.c_proj.weight.zero_()
-    by_itself = compare_predictions(model, texts)["layer"]  # from the end only "b" and "e" are not the same
+    by_itself = compare_predictions(model, texts)[
+        "layer"
+    ]  # from the end only "b" and "e" are not the same
     assert by_itself[[0, 1, 2, 3, 5]].tolist() == [L] * 5 and by_itself[4] < L
 
 
@@ -216,7 +265,9 @@ def test_the_parts_sum_to_the_whole_on_every_shape(pair):
                 found = logit_attribution(model, IDS, 3, other, neurons)
                 total = found.pop("total")
                 torch.testing.assert_close(total, whole, rtol=0, atol=1e-4)
-                torch.testing.assert_close(sum(x.sum() for x in found.values()), whole, rtol=0, atol=1e-4)
+                torch.testing.assert_close(
+                    sum(x.sum() for x in found.values()), whole, rtol=0, atol=1e-4
+                )
                 assert found["heads"].shape == (model.config.n_layer, model.config.n_head)
         mlp = logit_attribution(model, IDS, 3, 5)["mlps"][layer]
         assert found["neurons"].shape == (model.config.n_inner,) and found["mlps"][layer] == 0
@@ -263,7 +314,9 @@ def test_the_parts_are_transformer_lenss():
     from benchmarks.make_fixtures import PATH, checkpoint
 
     expected = json.loads(PATH.read_text())["logit_attribution"]
-    found = logit_attribution(checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"])
+    found = logit_attribution(
+        checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"]
+    )
     ours = {  # TransformerLens counts an MLP with its bias, and the attention layers' biases together
         "heads": found["heads"],
         "mlps": found["mlps"] + found["mlp_biases"],
@@ -282,12 +335,20 @@ def test_texts_and_ids_are_read_alike_and_nothing_is_left_changed():
     before, kept = torch.get_rng_state(), model.last_token_logits
     ids = model.tokenizer("a</script>\n")
     found, by_ids = analyze(model, "a</script>\n"), analyze(model, ids)
-    assert found.tokens == list("a</script>\n") and found.top == by_ids.top and found.logits.equal(by_ids.logits)
+    assert (
+        found.tokens == list("a</script>\n")
+        and found.top == by_ids.top
+        and found.logits.equal(by_ids.logits)
+    )
     assert found.top[1][2] == model.tokenizer.tokens(found.ids[1, 2])
     one = logit_attribution(model, "abc", "d", "e", 0)
     other = logit_attribution(model, model.tokenizer("abc"), *model.tokenizer.encode("de"), 0)
     assert all(one[name].equal(other[name]) for name in one)
-    assert torch.get_rng_state().equal(before) and model.last_token_logits is kept and not model.activations
+    assert (
+        torch.get_rng_state().equal(before)
+        and model.last_token_logits is kept
+        and not model.activations
+    )
     model.tokenizer = None
     assert analyze(model, ids).tokens == [str(i) for i in ids[0].tolist()]
     padded = text_model(vocab_size=300)  # more rows than tokens, as in checkpoints padded for speed
@@ -327,9 +388,19 @@ def test_the_grid_has_the_top_tokens_in_its_cells_and_the_quantity_as_colours(qu
     assert torch.tensor(axes.images[0].get_array().tolist()).equal(values)
     assert axes.images[0].get_clim() == (0, 1 if quantity == "probability" else values.max().item())
     words = {text.get_position(): text.get_text() for text in axes.texts}
-    assert words == {(t, l): repr(found.top[l][t][0])[1:-1][:10] for l in range(L) for t in range(5)}
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0 a", "1 $", "2 b", "3 $", r"4 \n"]
-    assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 1
+    assert words == {
+        (t, l): repr(found.top[l][t][0])[1:-1][:10] for l in range(L) for t in range(5)
+    }
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "0 a",
+        "1 $",
+        "2 b",
+        "3 $",
+        r"4 \n",
+    ]
+    assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG" and len(
+        list(tmp_path.iterdir())
+    ) == 1
     assert found.plot(quantity=quantity).axes[0].get_title() == axes.get_title()
 
 
@@ -345,7 +416,9 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
 
     def panel():
         lines = browser.find_elements(By.CSS_SELECTOR, "#top li")
-        return browser.find_element(By.ID, "where").text, [line.text.split("\n")[-1] for line in lines]
+        return browser.find_element(By.ID, "where").text, [
+            line.text.split("\n")[-1] for line in lines
+        ]
 
     def expected(layer, t):
         return [f"{share:.3f}" for share in found.probability[layer, t].tolist()]
@@ -355,7 +428,9 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
     assert panel()[1] == expected(L - 1, len(text) - 1)
     ActionChains(browser).move_to_element(cells[2]).perform()  # the first row is the last layer
     where, shares = panel()
-    assert where.startswith(f'Layer {L - 1}, position 2, input "s"') and shares == expected(L - 1, 2)
+    assert where.startswith(f'Layer {L - 1}, position 2, input "s"') and shares == expected(
+        L - 1, 2
+    )
     browser.execute_script("arguments[0].focus()", cells[2])
     ActionChains(browser).send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT).perform()
     where, shares = panel()

@@ -25,7 +25,9 @@ def model():
     torch.manual_seed(0)
     config = GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=9)
     model = GPT(config).eval()
-    for parameter in model.parameters():  # larger than at initialisation, so that every part matters
+    for (
+        parameter
+    ) in model.parameters():  # larger than at initialisation, so that every part matters
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -80,7 +82,9 @@ def test_stored_tensors_are_copies_that_no_later_call_touches(model, clean, corr
             assert not kept[site][layer].requires_grad
     assert torch.equal(logits, logits_before) and not logits.requires_grad
     storages = [x.untyped_storage().data_ptr() for layers in kept.values() for x in layers.values()]
-    assert len(set(storages)) == len(storages)  # none shares its memory with another, or with the model's
+    assert len(set(storages)) == len(
+        storages
+    )  # none shares its memory with another, or with the model's
 
 
 def test_a_plain_run_keeps_the_last_token_logits_and_nothing_else(model, clean, corrupted):
@@ -89,7 +93,9 @@ def test_a_plain_run_keeps_the_last_token_logits_and_nothing_else(model, clean, 
     logits, loss = model(corrupted)
     assert loss is None and model.layer_activations is stored
     assert torch.equal(model.last_token_logits, logits[:, -1])
-    assert model.last_token_logits.untyped_storage().nbytes() == B * V * 4  # its own memory, not a view of all logits
+    assert (
+        model.last_token_logits.untyped_storage().nbytes() == B * V * 4
+    )  # its own memory, not a view of all logits
 
 
 def test_the_sites_are_what_their_names_say(model, clean):
@@ -102,7 +108,9 @@ def test_the_sites_are_what_their_names_say(model, clean):
         below = at["resid_post"][layer - 1] if layer else embedded
         torch.testing.assert_close(at["resid_pre"][layer], below)
         torch.testing.assert_close(at["resid_mid"][layer], below + at["attn_out"][layer])
-        torch.testing.assert_close(at["resid_post"][layer], at["resid_mid"][layer] + at["mlp_out"][layer])
+        torch.testing.assert_close(
+            at["resid_post"][layer], at["resid_mid"][layer] + at["mlp_out"][layer]
+        )
         scores = torch.einsum("bhqd,bhkd->bhqk", at["q"][layer], at["k"][layer]) / D**0.5
         future = torch.tensor([[key > query for key in range(T)] for query in range(T)])
         torch.testing.assert_close(at["scores"][layer], scores.masked_fill(future, -torch.inf))
@@ -110,15 +118,21 @@ def test_the_sites_are_what_their_names_say(model, clean):
         torch.testing.assert_close(
             at["z"][layer], torch.einsum("bhqk,bhkd->bhqd", at["pattern"][layer], at["v"][layer])
         )
-        torch.testing.assert_close(at["mlp_post"][layer], F.gelu(at["mlp_pre"][layer], approximate="tanh"))
+        torch.testing.assert_close(
+            at["mlp_post"][layer], F.gelu(at["mlp_pre"][layer], approximate="tanh")
+        )
         torch.testing.assert_close(at["mlp_out"][layer], block.mlp.c_proj(at["mlp_post"][layer]))
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post"])
 @pytest.mark.parametrize("layer", range(L))
-def test_patching_the_whole_residual_stream_gives_the_clean_logits(model, clean, corrupted, site, layer):
+def test_patching_the_whole_residual_stream_gives_the_clean_logits(
+    model, clean, corrupted, site, layer
+):
     model(clean, store_activations=[site])
-    patched = logits_of(model, corrupted, patch_params=Patch(layer, None, model.activations[site][layer], site))
+    patched = logits_of(
+        model, corrupted, patch_params=Patch(layer, None, model.activations[site][layer], site)
+    )
     assert torch.equal(patched, logits_of(model, clean))
 
 
@@ -126,7 +140,9 @@ def test_patching_the_whole_residual_stream_gives_the_clean_logits(model, clean,
 def test_a_patch_left_of_the_first_difference_changes_nothing(model, clean, corrupted, site):
     model(clean, store_activations=[site])
     index = (
-        (slice(None), slice(None), slice(0, 2)) if site in HEAD_SITES + ATTENTION_SITES else (slice(None), slice(0, 2))
+        (slice(None), slice(None), slice(0, 2))
+        if site in HEAD_SITES + ATTENTION_SITES
+        else (slice(None), slice(0, 2))
     )
     patch = Patch(1, slice(0, 2), model.activations[site][1][index], site)
     assert torch.equal(logits_of(model, corrupted, patch_params=patch), logits_of(model, corrupted))
@@ -157,8 +173,12 @@ def test_a_patch_reaches_the_output(model, clean, site):
 def test_the_short_form_is_the_residual_stream_after_the_block(model, clean):
     new = torch.randn(H * D)
     short = logits_of(model, clean, patch_params=(1, 3, new))
-    assert torch.equal(short, logits_of(model, clean, patch_params=Patch(1, 3, new, site="resid_post")))
-    assert torch.equal(short, logits_of(model, clean, patch_params=Patch(2, 3, new, site="resid_pre")))
+    assert torch.equal(
+        short, logits_of(model, clean, patch_params=Patch(1, 3, new, site="resid_post"))
+    )
+    assert torch.equal(
+        short, logits_of(model, clean, patch_params=Patch(2, 3, new, site="resid_pre"))
+    )
 
 
 def test_patches_in_a_list_are_all_applied_in_order(model, clean):
@@ -183,7 +203,9 @@ def test_a_patch_per_position_gives_the_clean_logits(model, clean, corrupted):
 def test_numbers_of_numpy_and_torch_are_numbers(model, clean):
     new = torch.randn(H * D)
     plain = logits_of(model, clean, patch_params=(1, 3, new))
-    assert torch.equal(plain, logits_of(model, clean, patch_params=(np.int64(1), torch.tensor(3), new)))
+    assert torch.equal(
+        plain, logits_of(model, clean, patch_params=(np.int64(1), torch.tensor(3), new))
+    )
 
 
 def test_a_patch_writes_into_no_tensor_of_the_caller(model, clean):
@@ -228,7 +250,9 @@ def test_a_wrong_patch_says_what_the_right_ones_are(model, clean, patch, message
         model(clean, patch_params=patch)
 
 
-@pytest.mark.parametrize("store, message", [(["zz"], "no site 'zz'; the sites are resid_pre"), (1, "a list of sites")])
+@pytest.mark.parametrize(
+    "store, message", [(["zz"], "no site 'zz'; the sites are resid_pre"), (1, "a list of sites")]
+)
 def test_a_wrong_site_to_store_says_what_the_right_ones_are(model, clean, store, message):
     with pytest.raises(ValueError, match=message):
         model(clean, store_activations=store)
@@ -262,7 +286,9 @@ def test_the_loss_is_the_mean_over_the_targets_that_count(model, clean):
     targets = torch.tensor([[1, 2, -1, 4, 5], [-1, -1, 8, 9, 10]])
     logits, loss = model(clean, targets)
     log_probs = logits.log_softmax(-1)
-    kept = [-log_probs[b, t, targets[b, t]] for b in range(B) for t in range(T) if targets[b, t] >= 0]
+    kept = [
+        -log_probs[b, t, targets[b, t]] for b in range(B) for t in range(T) if targets[b, t] >= 0
+    ]
     torch.testing.assert_close(loss, torch.stack(kept).mean())
 
 
@@ -279,25 +305,33 @@ def test_fused_attention_in_training_agrees_with_the_pattern(model, clean):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    torch.testing.assert_close(logits_of(model.train(), clean), logits_of(model.eval(), clean), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(model.train(), clean), logits_of(model.eval(), clean), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_greedy_generation_is_the_argmax_again_and_again(model, clean):
     expected = clean
     for _ in range(7):  # past the context of 9, where the oldest tokens fall off
-        expected = torch.cat((expected, logits_of(model, expected[:, -9:])[:, -1].argmax(-1, keepdim=True)), 1)
+        expected = torch.cat(
+            (expected, logits_of(model, expected[:, -9:])[:, -1].argmax(-1, keepdim=True)), 1
+        )
     assert torch.equal(model.generate(clean, 7), expected)
 
 
 def test_sampling_draws_from_the_top_k_alone(model, clean):
     allowed = logits_of(model, clean)[:, -1].topk(2).indices
-    drawn = {tuple(model.generate(clean, 1, do_sample=True, top_k=2)[:, -1].tolist()) for _ in range(40)}
+    drawn = {
+        tuple(model.generate(clean, 1, do_sample=True, top_k=2)[:, -1].tolist()) for _ in range(40)
+    }
     assert len(drawn) > 1
     assert all(pair[row] in allowed[row].tolist() for pair in drawn for row in range(B))
 
 
 def test_a_low_temperature_samples_the_most_probable_token(model, clean):
-    assert torch.equal(model.generate(clean, 5, temperature=1e-4, do_sample=True), model.generate(clean, 5))
+    assert torch.equal(
+        model.generate(clean, 5, temperature=1e-4, do_sample=True), model.generate(clean, 5)
+    )
     for wrong in ({"temperature": 0}, {"temperature": -1.0}, {"top_k": 0}):
         with pytest.raises(ValueError, match="temperature must be above 0 and top_k from 1"):
             model.generate(clean, 1, **wrong)
@@ -307,7 +341,13 @@ def test_weight_decay_falls_on_linear_matrices_alone(model):
     groups = model.configure_optimizers(Trainer.get_default_config()).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = sorted(names[id(parameter)] for parameter in groups[0]["params"])
-    linear = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "lm_head.weight")
+    linear = (
+        "attn.c_attn.weight",
+        "attn.c_proj.weight",
+        "mlp.c_fc.weight",
+        "mlp.c_proj.weight",
+        "lm_head.weight",
+    )
     assert decayed == sorted(name for name in names.values() if name.endswith(linear))
     assert groups[0]["weight_decay"] == 0.1 and groups[1]["weight_decay"] == 0.0
     assert sum(len(group["params"]) for group in groups) == len(names)
@@ -316,7 +356,11 @@ def test_weight_decay_falls_on_linear_matrices_alone(model):
 def test_a_model_type_is_its_shape_and_must_not_be_contradicted():
     config = GPT.get_default_config()
     config.model_type, config.vocab_size, config.block_size = "gpt-nano", 3, 11
-    assert (GPT(config).config.n_layer, GPT(config).config.n_head, GPT(config).config.n_embd) == (3, 3, 48)
+    assert (GPT(config).config.n_layer, GPT(config).config.n_head, GPT(config).config.n_embd) == (
+        3,
+        3,
+        48,
+    )
     config.n_layer = 4
     with pytest.raises(ValueError, match="n_layer"):
         GPT(config)
@@ -334,7 +378,13 @@ def test_a_model_type_is_its_shape_and_must_not_be_contradicted():
     ],
 )
 def test_an_incomplete_configuration_is_refused_by_name(change, message):
-    settings = {"n_layer": L, "n_head": H, "n_embd": H * D, "vocab_size": V, "block_size": 9} | change
+    settings = {
+        "n_layer": L,
+        "n_head": H,
+        "n_embd": H * D,
+        "vocab_size": V,
+        "block_size": 9,
+    } | change
     with pytest.raises(ValueError, match=message):
         GPT(GPTConfig(**settings))
 
@@ -345,7 +395,13 @@ def test_a_misspelt_setting_is_no_setting():
 
 
 def test_a_tied_output_matrix_is_one_tensor():
-    model = GPT(GPTConfig(n_layer=1, n_head=H, n_embd=H * D, vocab_size=V, block_size=9, tie_word_embeddings=True))
+    model = GPT(
+        GPTConfig(
+            n_layer=1, n_head=H, n_embd=H * D, vocab_size=V, block_size=9, tie_word_embeddings=True
+        )
+    )
     assert model.lm_head.weight is model.transformer.wte.weight
     groups = model.configure_optimizers(Trainer.get_default_config()).param_groups
-    assert any(parameter is model.lm_head.weight for parameter in groups[1]["params"])  # an embedding: no weight decay
+    assert any(
+        parameter is model.lm_head.weight for parameter in groups[1]["params"]
+    )  # an embedding: no weight decay

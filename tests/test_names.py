@@ -41,7 +41,9 @@ def test_the_passages_are_to_the_letter_those_that_the_model_was_trained_on():
 def test_training_never_sees_a_held_out_combination_or_sentence_form():
     rng = random.Random(5)
     pattern = re.compile(rf"\b({'|'.join(names.FIRST)}) ({'|'.join(names.LAST)})\b")
-    held_out = [form[1:] for form in names.OPENINGS + names.MIDDLES + names.RETURNS if form.startswith("*")]
+    held_out = [
+        form[1:] for form in names.OPENINGS + names.MIDDLES + names.RETURNS if form.startswith("*")
+    ]
     held_out = [re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(form))) for form in held_out]
     seen = 0
     for _ in range(3000):
@@ -50,14 +52,20 @@ def test_training_never_sees_a_held_out_combination_or_sentence_form():
             assert not names.held_out_combination(first, last)
             seen += 1
         assert not any(
-            form.fullmatch(sentence) for form in held_out for sentence in re.split(r"(?<=[.!?]) ", skeleton(text))
+            form.fullmatch(sentence)
+            for form in held_out
+            for sentence in re.split(r"(?<=[.!?]) ", skeleton(text))
         )
     assert seen > 5000
 
 
 def test_held_out_pairs_are_of_held_out_combinations_and_forms_and_differ_in_one_name():
     rng = random.Random(6)
-    opening = [re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(f[1:]))) for f in names.OPENINGS if f.startswith("*")]
+    opening = [
+        re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(f[1:])))
+        for f in names.OPENINGS
+        if f.startswith("*")
+    ]
     for _ in range(300):
         clean, corrupted, right, wrong = names.held_out_pair(rng)
         assert clean.replace(right, wrong) == corrupted != clean
@@ -112,7 +120,9 @@ def test_the_measures_fail_a_model_that_has_learned_nothing(model):
     untrained.tokenizer = model.tokenizer
     measured = train_names.measure(untrained, pairs=40, chunks=4)
     assert 0.1 < measured["names_right"] < 0.9 and measured["median_probability"] < 0.01
-    assert abs(measured["second_copy"] - measured["first_copy"]) < 0.5 and measured["induction"] < 0.1
+    assert (
+        abs(measured["second_copy"] - measured["first_copy"]) < 0.5 and measured["induction"] < 0.1
+    )
 
 
 def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first(model):
@@ -144,14 +154,20 @@ def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
         assert torch.equal(x, again[i][0]) and torch.equal(x[1:], y[:-1]) and len(x) == 32
         text = tokenizer.decode(x)
         kinds.add(
-            "prose" if "dark" in text else "people" if any(first in text for first in names.FIRST) else "repeated"
+            "prose"
+            if "dark" in text
+            else "people"
+            if any(first in text for first in names.FIRST)
+            else "repeated"
         )
     assert kinds == {"prose", "people", "repeated"}
 
 
 def test_the_training_command_runs_goes_on_and_writes_a_model(tmp_path, monkeypatch):
     """A few steps of a small one, with the tokenizer of the embedded model to save the time of training one."""
-    monkeypatch.setattr(train_names, "make_tokenizer", lambda novels: GPT.from_pretrained("names").tokenizer)
+    monkeypatch.setattr(
+        train_names, "make_tokenizer", lambda novels: GPT.from_pretrained("names").tokenizer
+    )
     phases = ((16, 2, 1e-3, 1e-4, 2), (32, 2, 1e-3, 1e-4, 2))
     novel = ["It was a dark night. " * 100]
     train_names.train(tmp_path / "whole", novel, phases, n_layer=1)

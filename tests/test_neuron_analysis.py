@@ -23,7 +23,14 @@ RIGHT, WRONG = 3, 5
 
 def make_model(dtype=torch.float64, seed=0, **options):
     torch.manual_seed(seed)
-    sizes = {"n_layer": L, "n_head": H, "n_embd": H * D, "vocab_size": V, "block_size": BLOCK, "n_inner": N}
+    sizes = {
+        "n_layer": L,
+        "n_head": H,
+        "n_embd": H * D,
+        "vocab_size": V,
+        "block_size": BLOCK,
+        "n_inner": N,
+    }
     model = GPT(GPTConfig(**sizes | options)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -43,7 +50,9 @@ def make_texts(lengths=(3, 14, 1, 6, 7, 2, 12, 5), seed=0):
 def windows_of(texts):
     """[(text, start, ids)]: the definition of the windows."""
     cut = [
-        (number, start, ids[start : start + BLOCK]) for number, ids in enumerate(texts) for start in range(0, 99, BLOCK)
+        (number, start, ids[start : start + BLOCK])
+        for number, ids in enumerate(texts)
+        for start in range(0, 99, BLOCK)
     ]
     return [window for window in cut if len(window[2])]
 
@@ -81,8 +90,14 @@ def test_the_examples_are_those_of_a_full_sort(k, around, at_once, monkeypatch):
         assert len(result[2, neuron]) == len(expected) == min(k, len(windows_of(texts)))
         for found, right in zip(result[2, neuron], expected):
             assert found[1:5] == right[1:5]
-            assert found.activation == found.activations[found.peak] == pytest.approx(right[0], abs=1e-12)
-            assert found.activations == pytest.approx(right[5], abs=1e-12)  # fp64: sums in another order
+            assert (
+                found.activation
+                == found.activations[found.peak]
+                == pytest.approx(right[0], abs=1e-12)
+            )
+            assert found.activations == pytest.approx(
+                right[5], abs=1e-12
+            )  # fp64: sums in another order
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -91,8 +106,12 @@ def test_every_layer_of_one_neuron_with_the_rows_of_one_tensor(dtype):
     for layer in range(L):
         found = top_activating_examples(model, layer, 3, ids, 3)[layer, 3]
         expected = by_full_sort(model, layer, 3, list(ids), 3, 16)
-        tolerance = 1e-5 if dtype is torch.float32 else 0.05  # batched sums round otherwise; bf16 has 8 bits
-        assert [each.activation for each in found] == pytest.approx([each[0] for each in expected], abs=tolerance)
+        tolerance = (
+            1e-5 if dtype is torch.float32 else 0.05
+        )  # batched sums round otherwise; bf16 has 8 bits
+        assert [each.activation for each in found] == pytest.approx(
+            [each[0] for each in expected], abs=tolerance
+        )
 
 
 def test_of_equal_activations_the_earlier_is_kept():
@@ -105,12 +124,20 @@ def test_no_token_of_a_text_is_skipped_or_changed():
     model, texts = with_tokenizer(make_model(vocab_size=257)), ["abc\n", "", "hello </script>", "z"]
     found = top_activating_examples(model, 0, 1, iter(texts), k=99)[0, 1]
     placed = {(each.text, each.position - each.peak): "".join(each.tokens) for each in found}
-    assert placed == {(0, 0): "abc\n", (2, 0): "hello ", (2, 6): "</scri", (2, 12): "pt>", (3, 0): "z"}
+    assert placed == {
+        (0, 0): "abc\n",
+        (2, 0): "hello ",
+        (2, 6): "</scri",
+        (2, 12): "pt>",
+        (3, 0): "z",
+    }
     [one] = top_activating_examples(model, 0, 1, "hello", k=9)[0, 1]  # a str is one text
     assert "".join(one.tokens) == "hello" and one.text == 0
 
 
-@pytest.mark.parametrize("analysis", [lambda *a: top_activating_examples(a[0], 1, [0, 4], a[1], k=2), activation_stats])
+@pytest.mark.parametrize(
+    "analysis", [lambda *a: top_activating_examples(a[0], 1, [0, 4], a[1], k=2), activation_stats]
+)
 def test_texts_are_asked_for_one_by_one_and_not_kept(analysis, monkeypatch):
     monkeypatch.setattr(neuron_analysis, "AT_ONCE", 3 * BLOCK)
     model, asked, ahead, alive = make_model(), [0], [], []
@@ -122,7 +149,11 @@ def test_texts_are_asked_for_one_by_one_and_not_kept(analysis, monkeypatch):
 
     def at_each_run(module, inputs, output):
         ahead.append(asked[0] - 3 * len(ahead))
-        alive.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()) if len(ahead) in (3, 40) else 0)
+        alive.append(
+            sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+            if len(ahead) in (3, 40)
+            else 0
+        )
 
     hook = model.transformer.wte.register_forward_hook(at_each_run)
     analysis(model, stream(120))
@@ -137,11 +168,15 @@ def test_texts_are_asked_for_one_by_one_and_not_kept(analysis, monkeypatch):
 def test_no_more_tokens_run_together_than_allowed(at_once, monkeypatch):
     monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
     model, sizes = make_model(), []
-    hook = model.transformer.wte.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].shape))
+    hook = model.transformer.wte.register_forward_hook(
+        lambda module, inputs, output: sizes.append(inputs[0].shape)
+    )
     activation_stats(model, make_texts())
     hook.remove()
     assert all(at_once >= B * T or B == 1 for B, T in sizes)
-    assert sum(B for B, _ in sizes) == len(windows_of(make_texts())) and (len(sizes) == 2) == (at_once == 50)
+    assert sum(B for B, _ in sizes) == len(windows_of(make_texts())) and (len(sizes) == 2) == (
+        at_once == 50
+    )
 
 
 def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
@@ -154,16 +189,24 @@ def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
         model.lm_head.weight.copy_(torch.eye(V, H * D))
         model.transformer.h[layer].mlp.c_fc.weight[neuron, read] = 1
         model.transformer.h[layer].mlp.c_proj.weight[written, neuron] = 2
-    texts = [torch.tensor(ids) for ids in ([1, 2, 3], [0, read, 1], [9], [6, 6, 6, 6, 6, 6, 8, read])]
+    texts = [
+        torch.tensor(ids) for ids in ([1, 2, 3], [0, read, 1], [9], [6, 6, 6, 6, 6, 6, 8, read])
+    ]
     found = top_activating_examples(model, layer, list(range(N)), texts, k=2)
-    assert [(each.text, each.position, each.tokens[each.peak]) for each in found[layer, neuron]] == [
+    assert [
+        (each.text, each.position, each.tokens[each.peak]) for each in found[layer, neuron]
+    ] == [
         (1, 1, "7"),
         (3, 7, "7"),
     ]
     weights = neuron_logit_weights(model, layer, neuron, k=1)
     assert weights["promotes"][0][0] == str(written) and weights["matches"][0][0] == str(read)
     important = important_neurons(model, torch.tensor([[0, 1, read]]), written, read, k=3)
-    assert important.neurons[0] == (layer, neuron) and important.direct[0] > 1 and (important.direct[1:] == 0).all()
+    assert (
+        important.neurons[0] == (layer, neuron)
+        and important.direct[0] > 1
+        and (important.direct[1:] == 0).all()
+    )
     stats = activation_stats(model, texts)
     assert stats["dead"].sum() == L * N - 1 and not stats["dead"][layer, neuron]
     assert stats["active"][layer, neuron] == 2 / 15
@@ -176,13 +219,21 @@ def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
 def test_the_statistics_are_those_of_all_activations_together(at_once, monkeypatch):
     monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
     model, texts = make_model(), make_texts()
-    acts = torch.cat([activations(model, ids) for _, _, ids in windows_of(texts)], 1)  # (L,tokens,N)
+    acts = torch.cat(
+        [activations(model, ids) for _, _, ids in windows_of(texts)], 1
+    )  # (L,tokens,N)
     stats = activation_stats(model, iter(texts))
     assert stats["tokens"] == acts.size(1) == sum(map(len, texts))
     torch.testing.assert_close(stats["mean"], acts.mean(1), rtol=0, atol=1e-12)
-    torch.testing.assert_close(stats["variance"], torch.var(acts, 1, correction=0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        stats["variance"], torch.var(acts, 1, correction=0), rtol=0, atol=1e-12
+    )
     torch.testing.assert_close(stats["active"], (acts > 0).double().mean(1), rtol=0, atol=1e-12)
-    assert torch.equal(stats["dead"], ~(acts > 0).any(1)) and stats["dead"].any() and not stats["dead"].all()
+    assert (
+        torch.equal(stats["dead"], ~(acts > 0).any(1))
+        and stats["dead"].any()
+        and not stats["dead"].all()
+    )
 
 
 def test_the_variance_holds_where_the_mean_is_a_thousand_deviations():
@@ -195,7 +246,9 @@ def test_the_variance_holds_where_the_mean_is_a_thousand_deviations():
     expected = torch.var(acts, 1, correction=0)
     assert (acts.mean(1) / expected.sqrt()).min() > 200
     # the fp32 activations themselves are known to 6e-5 at 1000, so their variance of about 1 to some 1e-4
-    torch.testing.assert_close(activation_stats(model, texts)["variance"], expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        activation_stats(model, texts)["variance"], expected, rtol=1e-3, atol=0
+    )
 
 
 # Weights
@@ -228,7 +281,9 @@ def test_matches_are_mlp_pre_of_a_stream_that_is_the_embedding():
     for token in range(V):
         alone = Patch(layer, 0, model.transformer.wte.weight[token], "resid_mid")
         model(torch.tensor([[0]]), store_activations=["mlp_pre"], patch_params=alone)
-        assert found[str(token)] == pytest.approx(model.activations["mlp_pre"][layer][0, 0, neuron].item(), abs=1e-12)
+        assert found[str(token)] == pytest.approx(
+            model.activations["mlp_pre"][layer][0, 0, neuron].item(), abs=1e-12
+        )
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
@@ -240,7 +295,10 @@ def frozen_read(model, ids, other):
     model(ids, store_activations=True)
     end = model.layer_activations[L - 1][0, -1].clone().requires_grad_()
     ln_f = model.transformer.ln_f
-    normed = ln_f.weight * (end - end.mean()) / (end.var(correction=0) + ln_f.eps).sqrt().detach() + ln_f.bias
+    normed = (
+        ln_f.weight * (end - end.mean()) / (end.var(correction=0) + ln_f.eps).sqrt().detach()
+        + ln_f.bias
+    )
     logits = model.lm_head(normed)
     value = logits[RIGHT] - (0 if other is None else logits[other])
     return lambda part: part @ torch.autograd.grad(value, end, retain_graph=True)[0]
@@ -253,7 +311,9 @@ def test_direct_contributions_and_biases_are_the_mlps_contribution(other):
     result = important_neurons(model, ids, RIGHT, other, k=9999)
     assert sorted(result.neurons) == [(layer, neuron) for layer in range(L) for neuron in range(N)]
     acts = activations(model, ids[0])[:, -1]
-    for (layer, neuron), activation, direct in zip(result.neurons, result.activation, result.direct):
+    for (layer, neuron), activation, direct in zip(
+        result.neurons, result.activation, result.direct
+    ):
         assert activation == pytest.approx(acts[layer, neuron].item(), abs=1e-12)
         out = model.transformer.h[layer].mlp.c_proj.weight[:, neuron]
         assert direct.item() == pytest.approx(read(acts[layer, neuron] * out).item(), abs=1e-12)
@@ -271,14 +331,18 @@ def test_the_ablations_are_those_of_the_public_forward():
         assert len(result.neurons) == len(result.ablation) == 7
         for (layer, neuron), ablation, direct, apart in zip(*(result[i] for i in (0, 3, 2, 4))):
             mask = torch.arange(N) != neuron
-            ablated = model(ids, patch_params=Patch(layer, None, lambda x, mask=mask: x * mask, "mlp_post"))[0][0, -1]
+            ablated = model(
+                ids, patch_params=Patch(layer, None, lambda x, mask=mask: x * mask, "mlp_post")
+            )[0][0, -1]
             lost = intact - ablated.detach()
             lost = lost[RIGHT] - (0 if other is None else lost[other])
             assert ablation.item() == pytest.approx(lost.item(), abs=1e-12)
             small, large = sorted([direct.item(), ablation.item()], key=abs)
             assert apart == (small / large < 0.5)
             if other is not None:
-                same = -ablate_component(model, ids, (layer, "neuron", neuron), answers=(RIGHT, WRONG))
+                same = -ablate_component(
+                    model, ids, (layer, "neuron", neuron), answers=(RIGHT, WRONG)
+                )
                 assert ablation.item() == pytest.approx(same, abs=1e-12)
     assert 0 < sum(important_neurons(model, ids, RIGHT, WRONG, k=52).disagree) < 52
 
@@ -302,13 +366,20 @@ def test_nothing_of_the_callers_is_touched():
     model, texts = make_model(torch.float32), make_texts()
     model(texts[0][None], store_activations=["z"])
     kept, logits = dict(model.activations["z"]), model.last_token_logits
-    weights, before = {n: p.clone() for n, p in model.named_parameters()}, [text.clone() for text in texts]
+    weights, before = (
+        {n: p.clone() for n, p in model.named_parameters()},
+        [text.clone() for text in texts],
+    )
     random = torch.get_rng_state()
     top_activating_examples(model, 0, 1, texts)
     activation_stats(model, texts)
     neuron_logit_weights(model, 0, 1)
     important_neurons(model, texts[0][None], RIGHT)
-    assert model.activations["z"] == kept and model.last_token_logits is logits and torch.is_grad_enabled()
+    assert (
+        model.activations["z"] == kept
+        and model.last_token_logits is logits
+        and torch.is_grad_enabled()
+    )
     assert all(torch.equal(p, weights[n]) and p.grad is None for n, p in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), random) and all(map(torch.equal, texts, before))
 
@@ -318,21 +389,30 @@ def test_nothing_of_the_callers_is_touched():
     [
         (lambda m, t: top_activating_examples(m, 4, 0, t), "no layer .4.; the layers are 0 to 3"),
         (lambda m, t: top_activating_examples(m, True, 0, t), "no layer .True."),
-        (lambda m, t: top_activating_examples(m, 0, [1, 13], t), "no neuron .1, 13.; the neurons are 0 to 12"),
+        (
+            lambda m, t: top_activating_examples(m, 0, [1, 13], t),
+            "no neuron .1, 13.; the neurons are 0 to 12",
+        ),
         (lambda m, t: top_activating_examples(m, 0, [], t), "no neuron"),
         (lambda m, t: neuron_logit_weights(m, 0, -1), "no neuron .-1."),
         (lambda m, t: top_activating_examples(m, 0, 0, t, k=0), "k must be at least 1"),
         (lambda m, t: top_activating_examples(m, 0, 0, t, around=-1), "around at least 0"),
         (lambda m, t: activation_stats(m, []), "no tokens"),
         (lambda m, t: activation_stats(m, "abc"), "no tokenizer"),
-        (lambda m, t: activation_stats(m, [[1, 2], [3, 11]]), r"text 1 must be .* 0 to 10; got \[3, 11\]"),
+        (
+            lambda m, t: activation_stats(m, [[1, 2], [3, 11]]),
+            r"text 1 must be .* 0 to 10; got \[3, 11\]",
+        ),
         (lambda m, t: activation_stats(m, torch.tensor([1, 2])), "text 0 must be"),
         (lambda m, t: activation_stats(m, [torch.tensor([0.5])]), "text 0 must be"),
         (lambda m, t: activation_stats(m.train(), t), "training mode"),
         (lambda m, t: important_neurons(m.train(), t[:1], 1), "training mode"),
         (lambda m, t: important_neurons(m, torch.stack([t[3], t[3]]), 1), "give one text"),
         (lambda m, t: important_neurons(m, t[3][None], 11), "no token"),
-        (lambda m, t: top_activating_examples(m, 0, 0, t).plot("page.png"), "must end in one of .html"),
+        (
+            lambda m, t: top_activating_examples(m, 0, 0, t).plot("page.png"),
+            "must end in one of .html",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_a_reason(call, message):
@@ -365,7 +445,9 @@ def test_the_page_shows_the_tokens_and_answers_mouse_and_keys(browser, tmp_path)
     browser.get((tmp_path / "page.html").as_uri())
 
     def tokens(row):
-        return browser.find_elements("css selector", f"#examples li:nth-child({row + 1}) .tokens span")
+        return browser.find_elements(
+            "css selector", f"#examples li:nth-child({row + 1}) .tokens span"
+        )
 
     def readout():
         return browser.find_element("id", "readout").text
@@ -376,7 +458,10 @@ def test_the_page_shows_the_tokens_and_answers_mouse_and_keys(browser, tmp_path)
         assert shown == [t.replace("\n", "\\n").replace("\t", "\\t") for t in example.tokens]
         for span, value in zip(tokens(row), example.activations):
             end, share = ((230, 159, 0) if value > 0 else (86, 180, 233)), abs(value) / most
-            colour = [int(x) for x in re.findall(r"\d+", span.value_of_css_property("background-color"))[:3]]
+            colour = [
+                int(x)
+                for x in re.findall(r"\d+", span.value_of_css_property("background-color"))[:3]
+            ]
             assert colour == pytest.approx([255 + (c - 255) * share for c in end], abs=1)
     assert not browser.find_elements("tag name", "img")
 

@@ -34,7 +34,10 @@ SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
     "one layer, two heads": {"n_layer": 1, "n_head": 2, "n_embd": 10},
     "untied, one head": {"tie_word_embeddings": False, "n_head": 1, "n_embd": 9},
     "narrow relu MLP": {"n_inner": 13, "activation_function": "relu"},
-    "exact gelu, scaled by layer": {"activation_function": "gelu", "scale_attn_by_inverse_layer_idx": True},
+    "exact gelu, scaled by layer": {
+        "activation_function": "gelu",
+        "scale_attn_by_inverse_layer_idx": True,
+    },
     "unscaled, wide epsilon, silu": {
         "scale_attn_weights": False,
         "layer_norm_epsilon": 1e-2,
@@ -72,14 +75,19 @@ def edit(folder, **settings):
     """Change fields of folder/config.json; None removes one."""
     path = folder / "config.json"
     fields = json.loads(path.read_text()) | settings
-    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    path.write_text(
+        json.dumps({name: value for name, value in fields.items() if value is not None})
+    )
 
 
 def edit_weights(folder, change):
     """Apply a function to the folder's weights, in place."""
     weights = load_file(folder / "model.safetensors")
     change(weights)
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {name: weight.contiguous() for name, weight in weights.items()},
+        folder / "model.safetensors",
+    )
 
 
 def to_bin(folder, zipped=True):
@@ -100,7 +108,9 @@ def folder(tmp_path):
 def whole(tmp_path_factory):
     """{file name: bytes} of a model with a tokenizer whose ids do not follow from its merges."""
     torch.manual_seed(0)
-    config = GPTConfig(n_layer=2, n_head=H, n_embd=H * D, vocab_size=260, block_size=8, tie_word_embeddings=True)
+    config = GPTConfig(
+        n_layer=2, n_head=H, n_embd=H * D, vocab_size=260, block_size=8, tie_word_embeddings=True
+    )
     model = GPT(config)
     ids = Encoder(MERGES).ids
     model.tokenizer = BPETokenizer(Encoder(MERGES, {token: 258 - i for token, i in ids.items()}))
@@ -121,13 +131,17 @@ def start(tmp_path, monkeypatch):
 
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"), raising=False)
+        monkeypatch.setattr(
+            constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"), raising=False
+        )
         yield start
 
 
 def point_to(url, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 def nowhere():
@@ -141,11 +155,17 @@ def nowhere():
 
 
 STORED = [(shape, "safetensors") for shape in SHAPES]
-STORED += [(shape, stored) for shape in ("odd head size", "untied, one head") for stored in ("bin", "old bin")]
+STORED += [
+    (shape, stored)
+    for shape in ("odd head size", "untied, one head")
+    for stored in ("bin", "old bin")
+]
 
 
 @pytest.mark.parametrize(("shape", "stored"), STORED)
-def test_logits_loss_hidden_states_and_generation_are_those_of_transformers(shape, stored, tmp_path):
+def test_logits_loss_hidden_states_and_generation_are_those_of_transformers(
+    shape, stored, tmp_path
+):
     theirs = reference(**SHAPES[shape])
     theirs.save_pretrained(tmp_path)
     if stored != "safetensors":
@@ -154,13 +174,20 @@ def test_logits_loss_hidden_states_and_generation_are_those_of_transformers(shap
     assert not ours.training and ours.tokenizer is None
     with torch.no_grad():
         expected = theirs(idx, labels=idx, output_hidden_states=True)
-        logits, loss = ours(idx, idx.roll(-1, 1).index_fill(1, torch.tensor(T - 1), -1), store_activations=True)
+        logits, loss = ours(
+            idx, idx.roll(-1, 1).index_fill(1, torch.tensor(T - 1), -1), store_activations=True
+        )
     assert close(logits, expected.logits) and close(loss, expected.loss)
     for layer, stream in enumerate(expected.hidden_states[1:-1]):
         assert close(ours.layer_activations[layer], stream)
     last = ours.transformer.ln_f(ours.layer_activations[len(ours.transformer.h) - 1])
     assert close(last, expected.hidden_states[-1])  # transformers gives the last one after ln_f
-    options = {"do_sample": False, "attention_mask": torch.ones_like(idx), "eos_token_id": None, "pad_token_id": 0}
+    options = {
+        "do_sample": False,
+        "attention_mask": torch.ones_like(idx),
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     generated = theirs.generate(idx, max_new_tokens=T, **options)
     assert ours.generate(idx, T).equal(generated)
 
@@ -169,7 +196,9 @@ def test_logits_loss_hidden_states_and_generation_are_those_of_transformers(shap
 def test_the_real_gpt2_layout_loads(zipped, folder):
     """No prefix, mask buffers in every block, no lm_head, and the fields of the real config.json."""
     prefixed = load_file(folder / "model.safetensors")
-    assert all(name.startswith("transformer.") for name in prefixed)  # what transformers writes today
+    assert all(
+        name.startswith("transformer.") for name in prefixed
+    )  # what transformers writes today
     weights = {name.removeprefix("transformer."): weight for name, weight in prefixed.items()}
     for layer in range(L):
         weights[f"h.{layer}.attn.bias"] = torch.ones(2 * T, 2 * T).tril().view(1, 1, 2 * T, 2 * T)
@@ -177,7 +206,11 @@ def test_the_real_gpt2_layout_loads(zipped, folder):
     save_file(weights, folder / "model.safetensors")
     if zipped is not None:
         to_bin(folder, zipped)
-    summary = {"summary_type": "cls_index", "summary_activation": None, "task_specific_params": {"text-generation": {}}}
+    summary = {
+        "summary_type": "cls_index",
+        "summary_activation": None,
+        "task_specific_params": {"text-generation": {}},
+    }
     real = {
         "model_type": "gpt2",
         "activation_function": "gelu_new",
@@ -193,12 +226,16 @@ def test_the_real_gpt2_layout_loads(zipped, folder):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_become_fp32(dtype, folder):
-    edit_weights(folder, lambda weights: weights.update({k: w.to(dtype) for k, w in weights.items()}))
+    edit_weights(
+        folder, lambda weights: weights.update({k: w.to(dtype) for k, w in weights.items()})
+    )
     ours = GPT.from_pretrained(folder)
     expected = {name: weight.to(dtype).float() for name, weight in reference().named_parameters()}
     for name, weight in ours.named_parameters():
         assert weight.dtype == torch.float32
-        assert weight.equal(expected[name].t() if name.endswith(pretrained.CONV1D) else expected[name])
+        assert weight.equal(
+            expected[name].t() if name.endswith(pretrained.CONV1D) else expected[name]
+        )
 
 
 # save
@@ -213,23 +250,33 @@ def test_transformers_reads_what_save_writes_and_load_gives_it_back_bit_for_bit(
     pretrained.save(ours, tmp_path / "ours")
     again = GPT.from_pretrained(tmp_path / "ours")
     assert again.config == ours.config
-    assert all(a.equal(b) for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True))
+    assert all(
+        a.equal(b)
+        for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True)
+    )
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
     assert close(ours(idx)[0], theirs(idx).logits)
-    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_new_model_with_a_tokenizer_comes_back_from_save_in_half_precision(tmp_path):
     model = GPT(GPTConfig("gpt-nano", vocab_size=259, block_size=8))
     model.tokenizer = BPETokenizer(Encoder(MERGES))
-    (tmp_path / "vocab.json").write_text("{}")  # an older model's, which must not be taken for this one's
+    (tmp_path / "vocab.json").write_text(
+        "{}"
+    )  # an older model's, which must not be taken for this one's
     pretrained.save(model, tmp_path, torch.float16)
     again = GPT.from_pretrained(tmp_path)
     assert again.tokenizer.encode("ab ab") == model.tokenizer.encode("ab ab") == [256, 257]
     assert again.transformer.wte.weight.equal(model.transformer.wte.weight.half().float())
     assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].dtype == torch.float16
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 258
-    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # who may read one may read all
+    assert (
+        len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+    )  # who may read one may read all
 
 
 def test_save_to_where_a_file_is_says_so(folder):
@@ -274,11 +321,15 @@ def test_names_is_the_embedded_model(whole, tmp_path, monkeypatch):
 def test_a_run_folder_gives_its_last_step_by_number(tmp_path):
     for step in (2, 10):
         torch.manual_seed(step)
-        pretrained.save(GPT(GPTConfig("gpt-nano", vocab_size=V, block_size=8)), tmp_path / f"step-{step}")
+        pretrained.save(
+            GPT(GPTConfig("gpt-nano", vocab_size=V, block_size=8)), tmp_path / f"step-{step}"
+        )
     (tmp_path / "step-99.part").mkdir()
     model = GPT.from_pretrained(tmp_path)
     assert model.source == f"folder {tmp_path / 'step-10'}"
-    assert model.transformer.wte.weight.equal(GPT.from_pretrained(tmp_path / "step-10").transformer.wte.weight)
+    assert model.transformer.wte.weight.equal(
+        GPT.from_pretrained(tmp_path / "step-10").transformer.wte.weight
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +374,9 @@ def test_a_name_that_is_nothing_is_refused_without_asking_the_hub(name, message,
         ({"n_head": 4}, "n_embd 21 is not a multiple of n_head 4"),
     ],
 )
-def test_a_configuration_that_this_model_cannot_honour_is_refused_by_name(settings, message, folder):
+def test_a_configuration_that_this_model_cannot_honour_is_refused_by_name(
+    settings, message, folder
+):
     edit(folder, **settings)
     with pytest.raises(ValueError) as error:
         GPT.from_pretrained(folder)
@@ -354,11 +407,15 @@ def with_nan(weight):
         (lambda w: w.update({"wte.weight": torch.ones(V, H * D)}), ["wte.weight is there twice"]),
         (
             change("transformer.h.2.attn.c_attn.weight", torch.t),
-            ["transformer.h.2.attn.c_attn.weight has shape (63, 21), config.json makes it (21, 63)"],
+            [
+                "transformer.h.2.attn.c_attn.weight has shape (63, 21), config.json makes it (21, 63)"
+            ],
         ),
         (
             change("transformer.h.2.attn.c_attn.weight", lambda w: w[None]),
-            ["transformer.h.2.attn.c_attn.weight has shape (1, 21, 63), config.json makes it (21, 63)"],
+            [
+                "transformer.h.2.attn.c_attn.weight has shape (1, 21, 63), config.json makes it (21, 63)"
+            ],
         ),
         (
             change("transformer.wpe.weight", lambda w: w[1:]),
@@ -368,7 +425,10 @@ def with_nan(weight):
             change("transformer.h.3.mlp.c_fc.weight", with_nan),
             ["h.3.mlp.c_fc.weight has values that are NaN or infinite"],
         ),
-        (change("transformer.ln_f.bias", lambda w: w / 0), ["ln_f.bias has values that are NaN or infinite"]),
+        (
+            change("transformer.ln_f.bias", lambda w: w / 0),
+            ["ln_f.bias has values that are NaN or infinite"],
+        ),
         (
             lambda w: w.update({"lm_head.weight": torch.ones(V, H * D)}),
             ["lm_head.weight is not wte.weight", "tie_word"],
@@ -390,7 +450,9 @@ def test_an_untied_model_without_its_output_matrix_is_refused(folder):
 
 
 def test_a_tied_model_whose_file_has_the_matrix_twice_loads(folder):
-    edit_weights(folder, lambda w: w.update({"lm_head.weight": w["transformer.wte.weight"].clone()}))
+    edit_weights(
+        folder, lambda w: w.update({"lm_head.weight": w["transformer.wte.weight"].clone()})
+    )
     model = GPT.from_pretrained(folder)
     assert model.lm_head.weight is model.transformer.wte.weight
 
@@ -417,7 +479,10 @@ def test_a_bin_that_would_run_code_is_refused_and_does_not_run_it(folder):
             return os.mkdir, (str(folder / "it ran"),)
 
     to_bin(folder)
-    for content, message in ((Code(), "cannot be read as weights"), ([1], "must hold one dict of name: tensor")):
+    for content, message in (
+        (Code(), "cannot be read as weights"),
+        ([1], "must hold one dict of name: tensor"),
+    ):
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(ValueError, match=message):
             GPT.from_pretrained(folder)
@@ -429,17 +494,28 @@ def test_a_bin_that_would_run_code_is_refused_and_does_not_run_it(folder):
     [
         ({"tokenizer.json": "{}"}, "has tokenizer.json but no merges.txt"),
         ({"vocab.json": "{}"}, "has vocab.json but no merges.txt"),
-        ({"merges.txt": "#version: 0.2\n"}, "the tokenizer has ids up to 256, but the vocab_size of config.json is 11"),
+        (
+            {"merges.txt": "#version: 0.2\n"},
+            "the tokenizer has ids up to 256, but the vocab_size of config.json is 11",
+        ),
         ({"merges.txt": "a b c\n"}, "merges.txt, line 1"),
         ({"merges.txt": "#version: 0.2\n", "vocab.json": '{"a": '}, "vocab.json"),
-        ({"merges.txt": "#version: 0.2\n", "vocab.json": '{"a": 0}'}, "the vocabulary has no id for"),
+        (
+            {"merges.txt": "#version: 0.2\n", "vocab.json": '{"a": 0}'},
+            "the vocabulary has no id for",
+        ),
         ({"config.json": '{"model_type": '}, "config.json is no whole JSON file"),
         ({"config.json": "[]"}, "model_type must be"),
         ({"config.json": None}, "has no config.json"),
-        ({"model.safetensors": None}, "has no model.safetensors or pytorch_model.bin; such a file, in one piece,"),
+        (
+            {"model.safetensors": None},
+            "has no model.safetensors or pytorch_model.bin; such a file, in one piece,",
+        ),
     ],
 )
-def test_a_folder_whose_files_do_not_make_a_model_is_refused_with_the_reason(files, message, folder):
+def test_a_folder_whose_files_do_not_make_a_model_is_refused_with_the_reason(
+    files, message, folder
+):
     for name, text in files.items():
         (folder / name).unlink(missing_ok=True)
         if text is not None:
@@ -459,7 +535,9 @@ def same(model, files, tmp_path):
         (tmp_path / "same" / name).write_bytes(data)
     expected = GPT.from_pretrained(tmp_path / "same")
     pairs = zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
-    return model.tokenizer.encoder.ids == expected.tokenizer.encoder.ids and all(a.equal(b) for a, b in pairs)
+    return model.tokenizer.encoder.ids == expected.tokenizer.encoder.ids and all(
+        a.equal(b) for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize("moved", [{}, {"gpt2": "openai-community/gpt2"}])
@@ -471,7 +549,9 @@ def test_gpt2_is_downloaded_once_and_then_comes_from_the_cache_with_the_hub_shut
     assert same(model, whole, tmp_path)
     assert (model.name, model.source) == ("gpt2", f"gpt2, downloaded from {hub.url}")
     assert hub.count("GET", "model.safetensors") == 1
-    assert hub.requests[-1][1].endswith(f"/resolve/{COMMIT}/model.safetensors")  # of the configuration's version
+    assert hub.requests[-1][1].endswith(
+        f"/resolve/{COMMIT}/model.safetensors"
+    )  # of the configuration's version
     sent = len(hub.requests)
     cached = GPT.from_pretrained("gpt2")
     assert len(hub.requests) == sent  # no traffic
@@ -493,14 +573,18 @@ def test_a_terminal_sees_one_progress_bar_that_of_the_weights(whole, start, monk
     assert "config.json" not in sys.stderr.getvalue() and "merges.txt" not in sys.stderr.getvalue()
 
 
-def test_a_model_cached_under_the_hubs_full_id_is_found_by_its_short_name(whole, start, tmp_path, monkeypatch):
+def test_a_model_cached_under_the_hubs_full_id_is_found_by_its_short_name(
+    whole, start, tmp_path, monkeypatch
+):
     start({"openai-community/gpt2": whole})
     GPT.from_pretrained("openai-community/gpt2")
     point_to(nowhere(), monkeypatch)
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
 
 
-def test_a_model_with_only_a_bin_and_no_vocab_json_is_read_and_cached_as_well(whole, start, tmp_path, monkeypatch):
+def test_a_model_with_only_a_bin_and_no_vocab_json_is_read_and_cached_as_well(
+    whole, start, tmp_path, monkeypatch
+):
     (tmp_path / "bin").mkdir()
     for name in ("config.json", "merges.txt", "model.safetensors"):
         (tmp_path / "bin" / name).write_bytes(whole[name])
@@ -517,13 +601,19 @@ def test_the_default_tokenizer_is_that_of_gpt2_on_the_hub(whole, start):
     assert hub.count("GET", "model.safetensors") == 0
 
 
-def test_a_connection_that_ends_early_is_resumed_where_it_ended(whole, start, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # of 10 MB: what comes in whole chunks is kept
+def test_a_connection_that_ends_early_is_resumed_where_it_ended(
+    whole, start, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", 1000
+    )  # of 10 MB: what comes in whole chunks is kept
     logger, hub = logging.getLogger("huggingface_hub"), start({"gpt2": whole})
     monkeypatch.setattr(logger, "level", logging.WARNING)
     hub.cut["model.safetensors"] = [4500]
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
-    assert [asked for _, path, asked in hub.requests if path.endswith("safetensors") and asked] == ["bytes=4000-"]
+    assert [asked for _, path, asked in hub.requests if path.endswith("safetensors") and asked] == [
+        "bytes=4000-"
+    ]
     assert capfd.readouterr() == ("", "")  # its lines about retries do not reach the screen
     assert logger.level == logging.WARNING  # as it was
 
@@ -535,10 +625,15 @@ def test_a_connection_that_is_reset_is_tried_again(whole, start, tmp_path):
     assert hub.count("GET", "model.safetensors") == 3
 
 
-def test_a_connection_that_is_always_reset_ends_in_an_error_and_leaves_nothing(whole, start, tmp_path):
+def test_a_connection_that_is_always_reset_ends_in_an_error_and_leaves_nothing(
+    whole, start, tmp_path
+):
     hub = start({"gpt2": whole})
     hub.reset, hub.cut["model.safetensors"] = True, [4500] * 99
-    with pytest.raises(ValueError, match="the download of model.safetensors of gpt2 from .* broke off.*run this again"):
+    with pytest.raises(
+        ValueError,
+        match="the download of model.safetensors of gpt2 from .* broke off.*run this again",
+    ):
         GPT.from_pretrained("gpt2")
     del hub.cut["model.safetensors"]
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
@@ -560,7 +655,9 @@ def test_bytes_that_are_not_those_announced_are_refused_and_gone(wrong, whole, s
 def test_a_file_that_went_bad_in_the_cache_is_named_and_deleting_it_helps(whole, start, tmp_path):
     start({"gpt2": whole})
     GPT.from_pretrained("gpt2")
-    (blob,) = (path for path in Path(constants.HF_HUB_CACHE).rglob("blobs/*") if len(path.name) == 64)
+    (blob,) = (
+        path for path in Path(constants.HF_HUB_CACHE).rglob("blobs/*") if len(path.name) == 64
+    )
     blob.write_bytes(blob.read_bytes()[:5000])
     with pytest.raises(ValueError, match=f"delete {blob} and get it again"):
         GPT.from_pretrained("gpt2")
@@ -571,16 +668,24 @@ def test_a_file_that_went_bad_in_the_cache_is_named_and_deleting_it_helps(whole,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("owner/nothing", "there is no folder owner/nothing, and no such model at http://127.0.0.1"),
+        (
+            "owner/nothing",
+            "there is no folder owner/nothing, and no such model at http://127.0.0.1",
+        ),
         ("owner/gated", "owner/gated is gated: accept its terms at http://127.0.0.1"),
         ("owner/forbidden", "refuses config.json of owner/forbidden: 403"),
         ("owner/empty", "owner/empty has no config.json"),
-        ("owner/sharded", "has no model.safetensors or pytorch_model.bin; such a file, in one piece,"),
+        (
+            "owner/sharded",
+            "has no model.safetensors or pytorch_model.bin; such a file, in one piece,",
+        ),
         ("owner/fast", "has tokenizer.json but no merges.txt"),
         ("owner--name", "owner--name"),
     ],
 )
-def test_a_model_that_the_hub_does_not_give_is_an_error_of_its_own_not_unreachable(name, message, whole, start):
+def test_a_model_that_the_hub_does_not_give_is_an_error_of_its_own_not_unreachable(
+    name, message, whole, start
+):
     config = {"config.json": whole["config.json"]}
     repos = {
         "owner/empty": {},
@@ -611,14 +716,19 @@ def test_a_refused_connection_is_unreachable_at_once_and_quietly(start, monkeypa
     url = nowhere()
     point_to(url, monkeypatch)
     message, seconds = unreachable()
-    assert f"config.json of gpt2 is not in the cache {constants.HF_HUB_CACHE}, and {url} cannot be reached" in message
+    assert (
+        f"config.json of gpt2 is not in the cache {constants.HF_HUB_CACHE}, and {url} cannot be reached"
+        in message
+    )
     assert "run this again with a network, or give a folder" in message
     assert seconds < 15
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_network_that_swallows_everything_is_unreachable_within_15_seconds(start, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as silent:  # takes connections and never says a word
         point_to(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         assert unreachable()[1] < 15
 
@@ -641,7 +751,9 @@ def test_a_hub_that_is_down_is_unreachable(start):
 def test_a_page_that_is_no_hub_is_unreachable(start, monkeypatch):
     """Such as the log-in page of a hotel: it answers, but without the hub's headers."""
     hub = start({"gpt2": {"config.json": b"{}"}})
-    monkeypatch.setattr(sys.modules["hub"].Handler, "file", lambda self, *_: self.head(200, {"Content-Length": 0}))
+    monkeypatch.setattr(
+        sys.modules["hub"].Handler, "file", lambda self, *_: self.head(200, {"Content-Length": 0})
+    )
     assert "cannot be reached" in unreachable()[0] and hub.requests
 
 
@@ -660,8 +772,12 @@ PROGRAM = "from mingpt.model import GPT; print(GPT.from_pretrained('gpt2').sourc
 def process(**variables):
     keep = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     root = str(Path(pretrained.__file__).parents[1])
-    environment = keep | {"PYTHONPATH": root} | {name: str(value) for name, value in variables.items()}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=-1, stderr=-1, text=True)
+    environment = (
+        keep | {"PYTHONPATH": root} | {name: str(value) for name, value in variables.items()}
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], env=environment, stdout=-1, stderr=-1, text=True
+    )
 
 
 def test_two_processes_at_once_both_get_the_model_and_a_third_needs_no_hub(whole, start, tmp_path):
@@ -674,7 +790,9 @@ def test_two_processes_at_once_both_get_the_model_and_a_third_needs_no_hub(whole
     assert (out, err) == (f"gpt2, from the cache {home}/hub\n", "")
 
 
-def test_a_process_killed_in_the_middle_of_a_download_leaves_nothing_that_is_taken_for_whole(whole, start, tmp_path):
+def test_a_process_killed_in_the_middle_of_a_download_leaves_nothing_that_is_taken_for_whole(
+    whole, start, tmp_path
+):
     hub = start({"gpt2": whole})
     hub.held["model.safetensors"] = 9000
     killed = process(HF_ENDPOINT=hub.url, HF_HUB_CACHE=constants.HF_HUB_CACHE)

@@ -27,11 +27,16 @@ def test_the_commands_are_those_that_the_gate_runs():
     gate = (ROOT / ".ci" / "run").read_text()
     for command in re.findall(r"^    (pip install .*)$", README, re.M):
         for part in command.split(" && "):
-            assert part.replace("pip install", "pip install -q").replace("-m pytest", "-m pytest -q") in gate
+            assert (
+                part.replace("pip install", "pip install -q").replace("-m pytest", "-m pytest -q")
+                in gate
+            )
 
 
 def test_every_file_that_is_named_exists():
-    for path in re.findall(r"^- `([\w/.]+)` - ", README, re.M) + re.findall(r"\]\(([\w/.]+)\)", README):
+    for path in re.findall(r"^- `([\w/.]+)` - ", README, re.M) + re.findall(
+        r"\]\(([\w/.]+)\)", README
+    ):
         if "." in path or path.endswith("/"):
             assert (ROOT / path).exists(), path
 

@@ -23,11 +23,11 @@ from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer
 from tests.hub import Hub
 
-TINY = train.Preset(257, 2, 3, 21, 16, batch_size=4, max_iters=6, learning_rate=1e-3, kept=3, checkpoint_interval=2)
-HEADER = "The Project Gutenberg eBook of Emma\r\n\r\n*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
-LICENCE = (
-    "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\nUpdated editions will replace the previous one.\r\n"
+TINY = train.Preset(
+    257, 2, 3, 21, 16, batch_size=4, max_iters=6, learning_rate=1e-3, kept=3, checkpoint_interval=2
 )
+HEADER = "The Project Gutenberg eBook of Emma\r\n\r\n*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
+LICENCE = "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\nUpdated editions will replace the previous one.\r\n"
 
 
 def rows(folder):
@@ -44,7 +44,9 @@ def run(tmp_path_factory):
 def test_the_folder_is_a_model_that_an_analysis_takes(run):
     folder, model = run
     read = GPT.from_pretrained(folder)
-    assert all(torch.equal(weight, read.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert all(
+        torch.equal(weight, read.state_dict()[name]) for name, weight in model.state_dict().items()
+    )
     assert read.tokenizer.decode(read.tokenizer.encode("7 times 7\n")) == "7 times 7\n"
     clean, corrupted = read.tokenizer("7 times 7"), read.tokenizer("8 times 7")
     assert patch_layers(read, clean, corrupted, 3, 4).logit_diff.shape == (2, 9)
@@ -54,7 +56,10 @@ def test_models_are_kept_at_the_steps_where_the_losses_were_measured(run):
     """Steps round(6 (i / 3)^2); the loss of the kept model on the rows is what curve.csv has."""
     folder, _ = run
     assert sorted(steps_in(folder)) == [int(row["step"]) for row in rows(folder)] == [0, 1, 3, 6]
-    ids = {"train_loss": TEXT[: len(TEXT) * 9 // 10], "validation_loss": TEXT[len(TEXT) * 9 // 10 :]}
+    ids = {
+        "train_loss": TEXT[: len(TEXT) * 9 // 10],
+        "validation_loss": TEXT[len(TEXT) * 9 // 10 :],
+    }
     for row in rows(folder):
         model = GPT.from_pretrained(folder / f"step-{int(row['step']):08d}")
         for name, part in ids.items():
@@ -62,12 +67,20 @@ def test_models_are_kept_at_the_steps_where_the_losses_were_measured(run):
             starts = range(0, len(part) - 16, max(16, len(part) // 100))
             x = torch.stack([part[i : i + 17] for i in starts])
             losses = F.cross_entropy(model(x[:, :-1])[0].mT, x[:, 1:], reduction="none").mean(1)
-            assert float(row[name]) == pytest.approx(losses.mean().item(), abs=1e-5)  # sums in another order
-        assert float(row["validation_error"]) == pytest.approx(losses.std().item() / len(losses) ** 0.5, rel=1e-3)
-        assert float(row["bits_per_byte"]) == pytest.approx(float(row["validation_loss"]) / math.log(2))
+            assert float(row[name]) == pytest.approx(
+                losses.mean().item(), abs=1e-5
+            )  # sums in another order
+        assert float(row["validation_error"]) == pytest.approx(
+            losses.std().item() / len(losses) ** 0.5, rel=1e-3
+        )
+        assert float(row["bits_per_byte"]) == pytest.approx(
+            float(row["validation_loss"]) / math.log(2)
+        )
         assert int(row["tokens"]) == int(row["step"]) * 4 * 16
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert not (folder / "step-00000003" / "trainer_state.pt").exists()  # only the newest one is resumed from
+    assert not (
+        folder / "step-00000003" / "trainer_state.pt"
+    ).exists()  # only the newest one is resumed from
 
 
 def test_the_untrained_model_is_minGPTs_start(run):
@@ -80,22 +93,30 @@ def test_the_untrained_model_is_minGPTs_start(run):
 
 def test_measuring_and_writing_a_sample_do_not_disturb_the_training(tmp_path):
     often, seldom = (
-        train.train([TEXT], replace(TINY, dropout=0.5, kept=kept), tmp_path / f"{kept}", "cpu").state_dict()
+        train.train(
+            [TEXT], replace(TINY, dropout=0.5, kept=kept), tmp_path / f"{kept}", "cpu"
+        ).state_dict()
         for kept in (6, 1)
     )
     assert all(torch.equal(often[name], seldom[name]) for name in often)
 
 
 def test_training_lowers_the_loss_below_that_of_letter_frequencies(tmp_path):
-    train.train([TEXT], replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10), tmp_path, "cpu")
+    train.train(
+        [TEXT], replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10), tmp_path, "cpu"
+    )
     counts = torch.bincount(torch.tensor([*TEXT.encode()])).float()
     share = counts[counts > 0] / counts.sum()
     assert float(rows(tmp_path)[-1]["validation_loss"]) < -(share * share.log()).sum() - 0.5
 
 
-def test_the_last_tenth_is_not_learned_and_the_cosine_ends_at_a_tenth_of_the_rate(tmp_path, monkeypatch):
+def test_the_last_tenth_is_not_learned_and_the_cosine_ends_at_a_tenth_of_the_rate(
+    tmp_path, monkeypatch
+):
     rates, step = [], Trainer._step
-    monkeypatch.setattr(Trainer, "_step", lambda self, x, y: (step(self, x, y), rates.append(self.learning_rate())))
+    monkeypatch.setattr(
+        Trainer, "_step", lambda self, x, y: (step(self, x, y), rates.append(self.learning_rate()))
+    )
     unseen = "zyxw" * 300
     settings = replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10)
     train.train(["abcd" * 2700 + unseen], settings, tmp_path, "cpu")
@@ -110,7 +131,10 @@ def test_the_last_tenth_is_not_learned_and_the_cosine_ends_at_a_tenth_of_the_rat
 
 def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_tokens(tmp_path):
     rng = random.Random(0)
-    text, unseen = "".join(rng.choice("abcdefghijklmno ") for _ in range(12_000)), "zyxwvut " * 150  # less than a tenth
+    text, unseen = (
+        "".join(rng.choice("abcdefghijklmno ") for _ in range(12_000)),
+        "zyxwvut " * 150,
+    )  # less than a tenth
     model = train.train([text, unseen], replace(TINY, vocab_size=261), tmp_path, "cpu")
     assert model.config.vocab_size == 261
     learned = ["".join(pair) for pair in model.tokenizer.encoder.merges]
@@ -119,11 +143,15 @@ def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_t
     validation = validation[len(validation) * 9 // 10 :]
     ratio = len(model.tokenizer.encode(validation, allow_special=True)) / len(validation.encode())
     last = rows(tmp_path)[-1]
-    assert float(last["bits_per_byte"]) == pytest.approx(float(last["validation_loss"]) / math.log(2) * ratio)
+    assert float(last["bits_per_byte"]) == pytest.approx(
+        float(last["validation_loss"]) / math.log(2) * ratio
+    )
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole_one():
-    class Rows(torch.utils.data.Dataset):  # with targets that do not count, a different number in each row
+    class Rows(
+        torch.utils.data.Dataset
+    ):  # with targets that do not count, a different number in each row
         def __len__(self):
             return 5
 
@@ -136,7 +164,12 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole_one():
         sizes = {"n_layer": 2, "n_head": 3, "n_embd": 21, "vocab_size": 11, "block_size": 6}
         model = GPT(GPTConfig(**sizes, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
         config = Trainer.get_default_config()
-        config.device, config.max_iters, config.batch_size, config.accumulation = "cpu", 1, 5, accumulation
+        config.device, config.max_iters, config.batch_size, config.accumulation = (
+            "cpu",
+            1,
+            5,
+            accumulation,
+        )
         config.grad_norm_clip, config.seed = 1e9, 1  # a batch whose last part has no target at all
         trainer = Trainer(config, model, Rows())
         trainer.run()
@@ -182,7 +215,10 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
     arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options.split()]
     first = command(*arguments)
     assert first.returncode == 0 and "bits per byte" in first.stdout and "tokens/s" in first.stdout
-    assert "step 5:" in first.stdout and json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
+    assert (
+        "step 5:" in first.stdout
+        and json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
+    )
     before = rows(tmp_path / "run")
     again = command(*arguments)
     assert again.returncode == 0 and again.stdout == "" and rows(tmp_path / "run") == before
@@ -200,7 +236,10 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
         (["text.txt", "--n-layer", "0"], "n_layer must be above 0"),
         (["text.txt", "--n-head", "5"], "not a multiple of n_head"),
         (["text.txt", "--preset", "shakespeare-char", "--output", "text.txt"], "text.txt"),
-        (["text.txt", "--preset", "shakespeare-char", "--output", "other"], "checkpoints of another program"),
+        (
+            ["text.txt", "--preset", "shakespeare-char", "--output", "other"],
+            "checkpoints of another program",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypatch, capsys):
@@ -217,7 +256,9 @@ def test_wrong_use_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypa
 
 def test_a_folder_with_another_run_is_refused_and_says_what_differs(run):
     folder, _ = run
-    with pytest.raises(ValueError, match="has a run with learning_rate 0.001, seed 0; give the same"):
+    with pytest.raises(
+        ValueError, match="has a run with learning_rate 0.001, seed 0; give the same"
+    ):
         train.train([TEXT], replace(TINY, learning_rate=2e-3, seed=5), folder, "cpu")
     with pytest.raises(ValueError, match="has a run with another text; give the same"):
         train.train([TEXT + "!"], TINY, folder, "cpu")
@@ -243,8 +284,14 @@ def test_a_sample_that_the_terminal_cannot_show_does_not_end_the_run(tmp_path):
     (tmp_path / "text.txt").write_text("\u0416\u0428" * 3000, encoding="utf-8")
     options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 6 --kept 6 --device cpu"
     process = [sys.executable, "-m", "experiments.train", "text.txt", *options.split()]
-    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(process, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    environment = os.environ | {
+        "PYTHONIOENCODING": "cp1252",
+        "PYTHONPATH": os.getcwd(),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        process, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert "\\u0416" in done.stdout
 
@@ -255,7 +302,9 @@ def test_the_presets_have_the_sizes_in_their_names():
         with torch.device("meta"):
             model = GPT(GPTConfig(**train.chosen(preset, GPTConfig), tie_word_embeddings=True))
         sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
-    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes["austen-5.6m"] == pytest.approx(5.6, abs=0.1)
+    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes[
+        "austen-5.6m"
+    ] == pytest.approx(5.6, abs=0.1)
     shapes = {name: (p.n_layer, p.n_head, p.n_embd) for name, p in train.PRESETS.items()}
     assert shapes["shakespeare-char"] == (4, 4, 128) and shapes["shakespeare-gpu"] == (6, 6, 384)
 
@@ -263,7 +312,10 @@ def test_the_presets_have_the_sizes_in_their_names():
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """A server with a plain text and a Gutenberg file, which are the corpora, and an empty cache."""
-    plain, novel = b"To be, or not to be.\n" * 999, (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode()
+    plain, novel = (
+        b"To be, or not to be.\n" * 999,
+        (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode(),
+    )
     files = {"input.txt": plain, "pg158.txt": novel}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Hub({"texts": files}) as hub:
@@ -297,7 +349,9 @@ def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):
     for size in (8_192, 12_288):  # whole pieces of 4,096 bytes
         with pytest.raises(ValueError, match="did not come whole.*run this again"):
             train.read_corpus("shakespeare")
-        assert [(path.name, path.stat().st_size) for path in cache.rglob("*.*")] == [("input.part", size)]
+        assert [(path.name, path.stat().st_size) for path in cache.rglob("*.*")] == [
+            ("input.part", size)
+        ]
     assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
     assert [start for _, _, start in hub.requests] == ["bytes=0-", "bytes=8192-", "bytes=12288-"]
 
@@ -313,7 +367,9 @@ def test_a_download_that_was_killed_before_its_last_step_is_taken_as_it_is(shelf
 def test_what_is_not_the_text_is_refused_and_not_kept(shelf, corpus, file):
     hub, cache = shelf
     data = hub.repos["texts"][file]
-    hub.sent[file] = data.replace(b"o", b"0") if corpus == "shakespeare" else data[: data.index(b"*** END")]
+    hub.sent[file] = (
+        data.replace(b"o", b"0") if corpus == "shakespeare" else data[: data.index(b"*** END")]
+    )
     with pytest.raises(ValueError, match="bytes of text, not the .* expected; nothing was kept"):
         train.read_corpus(corpus)
     assert not [*cache.rglob("*.*")]
@@ -326,5 +382,8 @@ def test_without_a_network_the_error_says_what_to_do(shelf, capsys):
     hub.__exit__()
     hub.server.server_close()
     assert train.main(["shakespeare"]) == 2
-    assert "run this again, which goes on from there, or give the text as a file" in capsys.readouterr().err
+    assert (
+        "run this again, which goes on from there, or give the text as a file"
+        in capsys.readouterr().err
+    )
     hub.__enter__()

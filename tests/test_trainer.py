@@ -64,9 +64,12 @@ def test_the_gradient_is_clipped():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
-    trainer = make_trainer(max_iters=60, learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_interval=1)
+    trainer = make_trainer(
+        max_iters=60, learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_interval=1
+    )
     with pytest.raises(
-        ValueError, match="step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate"
+        ValueError,
+        match="step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate",
     ):
         trainer.run()
     trainer = make_trainer(checkpoint_dir=tmp_path)
@@ -104,7 +107,9 @@ def test_callbacks_are_called_after_each_step_and_may_end_the_run():
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
-    trainer = make_trainer(max_iters=110, learning_rate=1.0, warmup_iters=10, final_learning_rate=0.2)
+    trainer = make_trainer(
+        max_iters=110, learning_rate=1.0, warmup_iters=10, final_learning_rate=0.2
+    )
     rates = []
     for step in (0, 4, 9, 10, 60, 110):
         trainer.iter_num = step
@@ -129,7 +134,11 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, num_work
     first.add_callback("on_batch_end", stop_at_three)
     first.run()
     torch.manual_seed(999)  # another process would have other random numbers
-    settings = {"num_workers": num_workers, "checkpoint_dir": tmp_path / "run", "final_learning_rate": 1e-3}
+    settings = {
+        "num_workers": num_workers,
+        "checkpoint_dir": tmp_path / "run",
+        "final_learning_rate": 1e-3,
+    }
     with pytest.raises(ValueError, match="another run's checkpoints; call resume"):
         make_trainer(**settings).run()
     second = make_trainer(model=other_model(), **settings)
@@ -164,7 +173,10 @@ def test_a_callback_that_draws_random_numbers_does_not_disturb_resuming(tmp_path
     rest = make(tmp_path / "half")
     rest.resume()
     rest.run()
-    assert all(torch.equal(w, rest.model.state_dict()[name]) for name, w in whole.model.state_dict().items())
+    assert all(
+        torch.equal(w, rest.model.state_dict()[name])
+        for name, w in whole.model.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +206,9 @@ def test_a_checkpoint_folder_is_a_model_for_from_pretrained_and_the_newest_one_i
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000006"]
     for folder in (tmp_path, tmp_path / "step-00000006"):
         read = GPT.from_pretrained(folder).state_dict()
-        assert all(torch.equal(weight, read[name]) for name, weight in trainer.model.state_dict().items())
+        assert all(
+            torch.equal(weight, read[name]) for name, weight in trainer.model.state_dict().items()
+        )
 
 
 KILLED = """
@@ -211,7 +225,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path)
     """Checkpoints are written all the time, so that a kill is likely to fall into the writing of one."""
     reached = 0
     for pause in (0.31, 0.17):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path)], stderr=subprocess.DEVNULL
+        )
         while not any(int(folder.name[5:]) > reached for folder in tmp_path.glob("step-*")):
             assert process.poll() is None, "the training run ended by itself"
             time.sleep(0.05)

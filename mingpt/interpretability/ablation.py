@@ -14,7 +14,12 @@ from mingpt.interpretability.inputs import answer_ids, encode, parse_component
 from mingpt.interpretability.readout import answer_direction, logit_diff, next_token_loss
 from mingpt.sites import Patch
 
-SITES_OF = {"head": "z", "attention": "attn_out", "mlp": "mlp_out", "neuron": "mlp_post"}  # a part -> its site
+SITES_OF = {
+    "head": "z",
+    "attention": "attn_out",
+    "mlp": "mlp_out",
+    "neuron": "mlp_post",
+}  # a part -> its site
 
 
 @torch.no_grad()
@@ -34,7 +39,9 @@ def ablate_component(model, inputs, component, kind="zero", answers=None, refere
     components = component if isinstance(component, list) and component else [component]
     parts = [part for each in components for part in _parts(model, each)]
     measure = _measure(model, ids, answers)
-    replacement = _replacements(model, ids, kind, reference, {SITES_OF[kind_of] for kind_of, _, _ in parts})
+    replacement = _replacements(
+        model, ids, kind, reference, {SITES_OF[kind_of] for kind_of, _, _ in parts}
+    )
     patches = [_ablation(*part, replacement) for part in parts]
     ablated = runs.run(model, ids, patches)
     intact = runs.run(model, ids)
@@ -77,7 +84,9 @@ def _parts(model, component):
     if part.kind == "layer":
         return [("attention", part.layer, None), ("mlp", part.layer, None)]
     if part.kind == "logits" or part.role:
-        raise ValueError(f"{component!r} is nothing to remove; name a head, an MLP, a neuron or a layer")
+        raise ValueError(
+            f"{component!r} is nothing to remove; name a head, an MLP, a neuron or a layer"
+        )
     return [(part.kind, part.layer, part.index)]
 
 
@@ -106,7 +115,9 @@ def _replacements(model, ids, kind, reference, sites):
             )
         return lambda site, layer, index: model.lm_head.weight.new_zeros(())
     if reference is None:
-        raise ValueError(f'kind "{kind}" takes its values from other inputs; give them as reference')
+        raise ValueError(
+            f'kind "{kind}" takes its values from other inputs; give them as reference'
+        )
     reference = encode(model, reference)
     if kind == "resample" and reference.shape != ids.shape:
         raise ValueError(
@@ -117,7 +128,9 @@ def _replacements(model, ids, kind, reference, sites):
     def value(site, layer, index):
         x = recorded[site][layer]
         if index is not None:
-            x = x[:, index] if site == "z" else x[..., index]  # (B,H,T,D) -> (B,T,D); (B,T,4C) -> (B,T)
+            x = (
+                x[:, index] if site == "z" else x[..., index]
+            )  # (B,H,T,D) -> (B,T,D); (B,T,4C) -> (B,T)
         return x.mean((0, 1)) if kind == "mean" else x
 
     return value

@@ -112,7 +112,9 @@ class PatchingResult:
         if not self.single:
             title += f", mean over {len(self.answers)} pairs"
         values, rows, columns = self._table()
-        return figures.shown(figures.draw_heatmap(values, columns, title, self.quantity, rows), path)
+        return figures.shown(
+            figures.draw_heatmap(values, columns, title, self.quantity, rows), path
+        )
 
     def to_csv(self, path):
         """Write the mean logit_diff: a header, then a row per layer (and head), in full precision."""
@@ -165,7 +167,9 @@ class PatchingResult:
         """(B,cells): measure(vectors (n,C), number of the pair) -> (n,), of all the vectors of that name."""
         values = []
         for pair, vectors in enumerate(self.vectors[name]):  # (cells,C), or (C,)
-            chunks = vectors.reshape(-1, vectors.size(-1)).split(512)  # a measure may take the whole output matrix
+            chunks = vectors.reshape(-1, vectors.size(-1)).split(
+                512
+            )  # a measure may take the whole output matrix
             found = torch.cat([measure(chunk, pair) for chunk in chunks])
             values.append(found.view(vectors.shape[:-1]))
         return torch.stack(values)
@@ -203,10 +207,14 @@ def patch_layers(
     texts = token_texts(model, corrupted[0])
 
     # One run of both, source and target side by side, reads the weights once.
-    source_name, target_name = ("clean", "corrupted") if direction == "denoise" else ("corrupted", "clean")
+    source_name, target_name = (
+        ("clean", "corrupted") if direction == "denoise" else ("corrupted", "clean")
+    )
     ids = {"clean": clean, "corrupted": corrupted}
     both = runs.record(
-        model, torch.cat((ids[source_name], ids[target_name])), {site, *partial_runs.base_sites(site)}
+        model,
+        torch.cat((ids[source_name], ids[target_name])),
+        {site, *partial_runs.base_sites(site)},
     )
     source, target = ({name: _half(layers, i) for name, layers in both.items()} for i in range(2))
 
@@ -266,7 +274,9 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     run. Cost: 1 + L*T passes.
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    clean_answer, corrupted_answer = answer_pair(model, clean, corrupted, target_token, corrupted_token)
+    clean_answer, corrupted_answer = answer_pair(
+        model, clean, corrupted, target_token, corrupted_token
+    )
     clean_stream = get_activations(model, clean)["resid_post"]  # {layer: (1,T,C)}
     L = len(clean_stream)
     T = clean.size(1)

@@ -22,7 +22,12 @@ from mingpt.interpretability.edges import _unpatched, edge_attribution, layout, 
 from mingpt.interpretability.tasks import TASKS, Batch, as_batches  # noqa: F401
 from mingpt.model import GPT
 
-METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": None}  # by which edge_attribution
+METHODS = {
+    "path_patching": "exact",
+    "eap": "eap",
+    "eap-ig": "eap-ig-inputs",
+    "acdc": None,
+}  # by which edge_attribution
 
 
 def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
@@ -36,19 +41,27 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     ValueError, with the number, if the model prefers the wrong answer on most pairs. Cost: as edge_attribution; acdc,
     2 passes and the layers above for every edge.
     """
-    if method not in METHODS or not threshold >= 0 or (n_edges is not None and (method == "acdc" or n_edges < 1)):
+    if (
+        method not in METHODS
+        or not threshold >= 0
+        or (n_edges is not None and (method == "acdc" or n_edges < 1))
+    ):
         known = f"method must be one of {', '.join(METHODS)}, threshold from 0, n_edges from 1, not with acdc"
         raise ValueError(f"{known}; got {method!r}, {threshold}, {n_edges}")
     runs.check_model(model)
     batches = as_batches(model, task)
     clean, corrupted = _unpatched(model, batches)
     if not (clean > 0).float().mean() > 0.5:
-        found = f"{(clean > 0).sum()} of {len(clean)} pairs (mean logit difference {clean.mean():.2f})"
+        found = (
+            f"{(clean > 0).sum()} of {len(clean)} pairs (mean logit difference {clean.mean():.2f})"
+        )
         todo = "it does not do this task; take another task or model"
         raise ValueError(f"the model prefers the right answer on {found}: {todo}")
     if not clean.mean() > corrupted.mean():
         found = f"by {clean.mean():.2f} in the clean texts and by {corrupted.mean():.2f} in the corrupted ones"
-        raise ValueError(f"the right answer is ahead {found}, on average; corrupt them so that it falls behind")
+        raise ValueError(
+            f"the right answer is ahead {found}, on average; corrupt them so that it falls behind"
+        )
     least = threshold * (clean - corrupted).mean().item()
     if method == "acdc":
         scores, mask = _acdc(model, batches, least)
@@ -97,7 +110,9 @@ def _connected(model, mask):
     inputs = {node: [r for r, name in enumerate(nodes) if name == node] for node in nodes}
     while True:
         fed = torch.tensor([name == "embed" or bool(mask[inputs[name]].any()) for name in senders])
-        read = torch.tensor([name == "logits" or bool(mask[:, senders.index(name)].any()) for name in nodes])
+        read = torch.tensor(
+            [name == "logits" or bool(mask[:, senders.index(name)].any()) for name in nodes]
+        )
         kept = mask & fed & read[:, None]
         if kept.equal(mask):
             return mask
@@ -118,14 +133,19 @@ class Circuit:
     def edges(self):
         """[(sender, reader, score)], the largest effect first."""
         senders, readers, _, _ = layout(self.model)
-        found = [(senders[s], readers[r], self.scores[r, s].item()) for r, s in self.mask.nonzero().tolist()]
+        found = [
+            (senders[s], readers[r], self.scores[r, s].item())
+            for r, s in self.mask.nonzero().tolist()
+        ]
         return sorted(found, key=lambda edge: -abs(edge[2]))
 
     @property
     def nodes(self):
         """The names of the nodes that have edges, from the embedding up."""
         senders, _, nodes, _ = layout(self.model)
-        found = {i for pair in self.mask.nonzero().tolist() for i in (nodes[pair[0]], senders[pair[1]])}
+        found = {
+            i for pair in self.mask.nonzero().tolist() for i in (nodes[pair[0]], senders[pair[1]])
+        }
         return [name for name in [*senders, "logits"] if name in found]
 
     def faithfulness(self, task=None):
@@ -141,7 +161,9 @@ class Circuit:
         senders, readers, _, _ = layout(self.model)
         share, lost = self._share(task), {}
         whole = share(self.mask)
-        for r, s in tqdm(self.mask.nonzero().tolist(), desc="minimality", unit="edge", disable=None):
+        for r, s in tqdm(
+            self.mask.nonzero().tolist(), desc="minimality", unit="edge", disable=None
+        ):
             lost[senders[s], readers[r]] = whole - share(_without(self.mask, r, s))
         return lost
 
@@ -164,7 +186,9 @@ class Circuit:
             size = (few + many) // 2
             few, many = (few, size) if share(self._largest(size)) >= faithfulness else (size, many)
         mask = self._largest(many)
-        order = sorted(mask.nonzero().tolist(), key=lambda edge: abs(self.scores[tuple(edge)].item()))
+        order = sorted(
+            mask.nonzero().tolist(), key=lambda edge: abs(self.scores[tuple(edge)].item())
+        )
         for r, s in tqdm(order, desc="shrinking", unit="edge", disable=None):
             fewer = _connected(self.model, _without(mask, r, s))
             if mask[r, s] and share(fewer) >= faithfulness:
@@ -174,7 +198,12 @@ class Circuit:
     def to_json(self, path):
         """Write method, shape and edges."""
         config = self.model.config
-        data = {"method": self.method, "layers": config.n_layer, "heads": config.n_head, "edges": self.edges}
+        data = {
+            "method": self.method,
+            "layers": config.n_layer,
+            "heads": config.n_head,
+            "edges": self.edges,
+        }
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
@@ -191,7 +220,9 @@ class Circuit:
                 edge = readers.index(reader), senders.index(sender)
                 scores[edge], mask[edge] = score, True
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no circuit of this model, as to_json writes it: {error}") from error
+            raise ValueError(
+                f"{path} is no circuit of this model, as to_json writes it: {error}"
+            ) from error
         return cls(model, as_batches(model, task), mask & possible, scores, data["method"])
 
     def plot(self, path=None):
@@ -213,7 +244,9 @@ class Circuit:
         clean, corrupted = _unpatched(self.model, batches).mean(1).tolist()
 
         def share(mask):
-            found = torch.cat([run_circuit(self.model, batch, mask) for batch in batches]).mean().item()
+            found = (
+                torch.cat([run_circuit(self.model, batch, mask) for batch in batches]).mean().item()
+            )
             return (found - corrupted) / (clean - corrupted)
 
         return share
@@ -231,7 +264,10 @@ def draw_graph(circuit):
     from matplotlib.lines import Line2D
     from matplotlib.patches import FancyArrowPatch
 
-    rows, ends = {}, {"embed": -0.5, "logits": circuit.model.config.n_layer}  # height -> nodes, node -> height
+    rows, ends = (
+        {},
+        {"embed": -0.5, "logits": circuit.model.config.n_layer},
+    )  # height -> nodes, node -> height
     for node in circuit.nodes:
         layer = node.removeprefix("mlp ").split(".")[0]
         height = ends[node] if node in ends else int(layer) + 0.5 * node.startswith("mlp")
@@ -239,29 +275,73 @@ def draw_graph(circuit):
     place = {}
     for number, height in enumerate(sorted(rows)):
         for i, node in enumerate(rows[height]):
-            side = 0.28 * (-1) ** number  # neighbours in height a little apart, so that arrows do not run through nodes
+            side = (
+                0.28 * (-1) ** number
+            )  # neighbours in height a little apart, so that arrows do not run through nodes
             place[node] = (i - (len(rows[height]) - 1) / 2 + side, number)
     width = max(len(nodes) for nodes in rows.values())
-    figure = Figure(figsize=(2.2 + 1.6 * max(width, 3), 1.6 + 0.85 * len(rows)), layout="constrained")
+    figure = Figure(
+        figsize=(2.2 + 1.6 * max(width, 3), 1.6 + 0.85 * len(rows)), layout="constrained"
+    )
     axes = figure.subplots()
-    colours = {"q": "#0072b2", "k": "#d55e00", "v": "#009e73", "": "#555555"}  # told apart by colour-blind people too
+    colours = {
+        "q": "#0072b2",
+        "k": "#d55e00",
+        "v": "#009e73",
+        "": "#555555",
+    }  # told apart by colour-blind people too
     largest = max((abs(score) for _, _, score in circuit.edges), default=1)
     for sender, reader, score in circuit.edges:
-        node, _, site = reader.rpartition(".") if reader[-1] in "qkv" and reader[0].isdigit() else (reader, "", "")
+        node, _, site = (
+            reader.rpartition(".")
+            if reader[-1] in "qkv" and reader[0].isdigit()
+            else (reader, "", "")
+        )
         bend = {"q": 0.12, "k": -0.12, "v": 0.0, "": 0.06}[site]
-        shape = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 13, "shrinkB": 13}
-        line = {"lw": 0.6 + 3.4 * abs(score) / largest, "ls": "-" if score >= 0 else "--", "color": colours[site]}
-        axes.add_patch(FancyArrowPatch(place[sender], place[node], mutation_scale=9, alpha=0.8, **shape, **line))
+        shape = {
+            "arrowstyle": "-|>",
+            "connectionstyle": f"arc3,rad={bend}",
+            "shrinkA": 13,
+            "shrinkB": 13,
+        }
+        line = {
+            "lw": 0.6 + 3.4 * abs(score) / largest,
+            "ls": "-" if score >= 0 else "--",
+            "color": colours[site],
+        }
+        axes.add_patch(
+            FancyArrowPatch(
+                place[sender], place[node], mutation_scale=9, alpha=0.8, **shape, **line
+            )
+        )
     for node, (x, y) in place.items():
-        axes.text(x, y, node, ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": "black"})
+        axes.text(
+            x,
+            y,
+            node,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round", "fc": "white", "ec": "black"},
+        )
     axes.set_xlim(-width / 2 - 0.6, width / 2 + 0.6)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.axis("off")
     words = {"q": "read as query", "k": "as key", "v": "as value", "": "by an MLP or the logits"}
-    lines = [Line2D([], [], color=colour, lw=2, label=words[site]) for site, colour in colours.items()]
+    lines = [
+        Line2D([], [], color=colour, lw=2, label=words[site]) for site, colour in colours.items()
+    ]
     lines.append(Line2D([], [], color="black", lw=2, ls="--", label="against the right answer"))
-    axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize="small")
-    axes.set_title(f"{circuit!r}: arrows as wide as their scores, up to {largest:.2f}", fontsize="medium")
+    axes.legend(
+        handles=lines,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=3,
+        frameon=False,
+        fontsize="small",
+    )
+    axes.set_title(
+        f"{circuit!r}: arrows as wide as their scores, up to {largest:.2f}", fontsize="medium"
+    )
     return figure
 
 
@@ -271,9 +351,15 @@ def main():
     parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
     parser.add_argument("--task", default="name_recall", choices=TASKS)
     parser.add_argument("--method", default="path_patching", choices=METHODS)
-    parser.add_argument("--keep", type=float, default=0.9, help="faithfulness of the circuit; default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=300, help="pairs to measure it on; default: %(default)s")
-    parser.add_argument("--output", default="circuit.png", help="default: %(default)s; and a .json beside it")
+    parser.add_argument(
+        "--keep", type=float, default=0.9, help="faithfulness of the circuit; default: %(default)s"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=300, help="pairs to measure it on; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output", default="circuit.png", help="default: %(default)s; and a .json beside it"
+    )
     options = parser.parse_args()
     try:
         figures.check_output(options.output)
@@ -281,10 +367,19 @@ def main():
         others = as_batches(model, options.task, options.pairs, seed=1)
         circuit = find_circuit(model, options.task, options.method).smaller(options.keep)
         clean, corrupted = _unpatched(model, others)
-        print(f"{options.pairs} other pairs: right on {(clean > 0).float().mean():.1%}, mean logit difference", end=" ")
+        print(
+            f"{options.pairs} other pairs: right on {(clean > 0).float().mean():.1%}, mean logit difference",
+            end=" ",
+        )
         print(f"{clean.mean():.2f}, corrupted {corrupted.mean():.2f}")
-        print(f"{circuit} of {int(layout(model).possible.sum())} possible edges; faithfulness", end=" ")
-        print(f"{circuit.faithfulness():.3f}, on the other pairs {circuit.faithfulness(others):.3f};", end=" ")
+        print(
+            f"{circuit} of {int(layout(model).possible.sum())} possible edges; faithfulness",
+            end=" ",
+        )
+        print(
+            f"{circuit.faithfulness():.3f}, on the other pairs {circuit.faithfulness(others):.3f};",
+            end=" ",
+        )
         print(f"completeness, on the other pairs, {circuit.completeness(others):.3f}")
         for sender, reader, score in circuit.edges:
             print(f"{sender:>8} -> {reader:8} {score:7.3f}")

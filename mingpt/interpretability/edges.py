@@ -70,13 +70,17 @@ def run_circuit(model, batch, mask, start=0):
     change[: 1 + start * (H + 1)] = (clean - old)[: 1 + start * (H + 1)]
     for layer, block in list(enumerate(model.transformer.h))[start:]:
         n, rows = 1 + layer * (H + 1), mask[layer * (3 * H + 1) :]
-        read = kept["resid_pre"][layer] + torch.einsum("rs,sbtc->rbtc", rows[: 3 * H, :n], change[:n])
+        read = kept["resid_pre"][layer] + torch.einsum(
+            "rs,sbtc->rbtc", rows[: 3 * H, :n], change[:n]
+        )
         weight = block.attn.c_attn.weight.view(3, H, -1, old.size(-1))  # (3C,C) -> (3,H,D,C)
         qkv = torch.einsum("xhbtc,xhdc->xbhtd", block.ln_1(read).unflatten(0, (3, H)), weight)
         q, k, v = qkv + block.attn.c_attn.bias.view(3, 1, H, 1, -1)  # (B,H,T,D) each
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.attn.scale)
         change[n : n + H] = _through_heads(block.attn, z) - old[n : n + H]
-        read = kept["resid_mid"][layer] + torch.einsum("s,sbtc->btc", rows[3 * H, : n + H], change[: n + H])
+        read = kept["resid_mid"][layer] + torch.einsum(
+            "s,sbtc->btc", rows[3 * H, : n + H], change[: n + H]
+        )
         change[n + H] = block.mlp(block.ln_2(read)) - old[n + H]
     end = kept["resid_post"][L - 1][:, -1] + torch.einsum("s,sbc->bc", mask[-1], change[:, :, -1])
     return _metric(model, batch.direction, end)
@@ -86,7 +90,9 @@ def run_circuit(model, batch, mask, start=0):
 def _unpatched(model, batches):
     """The metric of each pair's clean and of its corrupted run, 2 x (pairs,)."""
     runs = [torch.cat((batch.clean, batch.corrupted)) for batch in batches]
-    ends = [model.stream(ids)[:, -1].view(2, len(batch.clean), -1) for ids, batch in zip(runs, batches)]
+    ends = [
+        model.stream(ids)[:, -1].view(2, len(batch.clean), -1) for ids, batch in zip(runs, batches)
+    ]
     return torch.cat([_metric(model, batch.direction, end) for end, batch in zip(ends, batches)], 1)
 
 
@@ -100,7 +106,9 @@ def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=40
     Cost: 2 passes; and exact, the tails of a run per edge; eap, a pass and a backward; eap-ig-inputs, steps of them.
     """
     if method not in ("exact", "eap", "eap-ig-inputs") or steps < 1:
-        raise ValueError(f'method must be "exact", "eap" or "eap-ig-inputs", steps from 1; got {method!r}, {steps}')
+        raise ValueError(
+            f'method must be "exact", "eap" or "eap-ig-inputs", steps from 1; got {method!r}, {steps}'
+        )
     runs.check_model(model)
     batches = as_batches(model, task)
     total = sum(len(batch.clean) for batch in batches)
@@ -121,13 +129,18 @@ def _gradient_scores(model, batch, steps):
     for step in range(1, steps + 1):
         embedding = torch.lerp(corrupted[0], clean[0], step / steps)
         gradients = _gradients(model, batch, embedding)
-        scores = scores + torch.cat([torch.einsum("rbtc,sbtc->rs", g, clean - corrupted) for g in gradients])
+        scores = scores + torch.cat(
+            [torch.einsum("rbtc,sbtc->rs", g, clean - corrupted) for g in gradients]
+        )
     return scores * layout(model).possible.to(scores) / steps
 
 
 def _gradients(model, batch, embedding):
     """The metric's gradient by what each reader reads, in pieces (some readers,B,T,C), in the order of `layout`."""
-    H, sites = model.config.n_head, ("resid_pre", "q", "k", "v", "resid_mid", "mlp_pre", "resid_post")
+    H, sites = (
+        model.config.n_head,
+        ("resid_pre", "q", "k", "v", "resid_mid", "mlp_pre", "resid_post"),
+    )
     with torch.enable_grad():
         start = [Patch(0, None, embedding, "resid_pre")]
         end, kept = runs.record_with_gradient(model, batch.clean, sites, start)
@@ -139,7 +152,9 @@ def _gradients(model, batch, embedding):
         weight = block.attn.c_attn.weight.detach().view(3, H, -1, embedding.size(-1))
         by_norm = torch.einsum("xbhtd,xhdc->xhbtc", qkv, weight).flatten(0, 1)  # (3H,B,T,C)
         pieces.append(_through_norm(block.ln_1, kept["resid_pre", layer], by_norm))
-        by_norm = by["mlp_pre", layer] @ block.mlp.c_fc.weight.detach()  # (B,T,4C) @ (4C,C) -> (B,T,C)
+        by_norm = (
+            by["mlp_pre", layer] @ block.mlp.c_fc.weight.detach()
+        )  # (B,T,4C) @ (4C,C) -> (B,T,C)
         pieces.append(_through_norm(block.ln_2, kept["resid_mid", layer], by_norm[None]))
     return [*pieces, by["resid_post", model.config.n_layer - 1][None]]
 
@@ -157,7 +172,9 @@ def _exact_scores(model, batch, max_tokens):
     kept, clean = _outputs(model, batch.clean, ("q", "k", "v"))
     change = _outputs(model, batch.corrupted)[1] - clean  # (S,B,T,C)
     base, (B, T), H = kept, batch.clean.shape, model.config.n_head
-    intact = _metric(model, batch.direction, kept["resid_post"][model.config.n_layer - 1][:, -1]).sum()
+    intact = _metric(
+        model, batch.direction, kept["resid_post"][model.config.n_layer - 1][:, -1]
+    ).sum()
     scores = []
 
     def fall(end):  # (B,R,1,C) -> (R,)
@@ -173,9 +190,13 @@ def _exact_scores(model, batch, max_tokens):
                 def inject(start, positions, some=some, read=read):
                     return {0: read(model, base, start - 1, some)}
 
-                ends = partial_runs.run_patched(model, base, inject, [layer + 1], [0], n_runs * len(some), read=fall)
+                ends = partial_runs.run_patched(
+                    model, base, inject, [layer + 1], [0], n_runs * len(some), read=fall
+                )
                 found.append(ends[layer + 1, 0])
-            scores.append(F.pad(torch.cat(found).view(senders, n_runs).T, (0, len(change) - senders)))
+            scores.append(
+                F.pad(torch.cat(found).view(senders, n_runs).T, (0, len(change) - senders))
+            )
     ends = kept["resid_post"][model.config.n_layer - 1][:, -1] + change[:, :, -1]  # (S,B,C)
     return torch.cat([*scores, fall(ends.transpose(0, 1)[:, :, None])[None]])
 
@@ -183,11 +204,15 @@ def _exact_scores(model, batch, max_tokens):
 def _heads_read(model, base, layer, changes):
     """(B,S*3H,T,C): the stream after the block when one head's q, k or v reads a stream changed by one of (S,B,T,C)."""
     block = model.transformer.h[layer]
-    qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + changes)).unflatten(-1, (3, model.config.n_head, -1))
+    qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + changes)).unflatten(
+        -1, (3, model.config.n_head, -1)
+    )
     streams = []
     for one in qkv:  # (B,T,3,H,D)
         for site, new in zip("qkv", one.permute(2, 0, 3, 1, 4)):  # (B,H,T,D)
-            streams.append(partial_runs.patched_stream(model, base, layer, site, new, 0, slice(None)))
+            streams.append(
+                partial_runs.patched_stream(model, base, layer, site, new, 0, slice(None))
+            )
     return torch.cat(streams, 1)
 
 
@@ -225,7 +250,9 @@ def path_patching(
     right, wrong = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     receivers = _receivers(model, receiver)
     if len(receivers) > 1 and any(site == "logits" for _, site, _ in receivers):
-        raise ValueError('"logits" receive by themselves: what else received would reach them a second time')
+        raise ValueError(
+            '"logits" receive by themselves: what else received would reach them a second time'
+        )
     if sender is not None and not (isinstance(sender, tuple) and len(sender) == 2):
         raise ValueError(f"sender must be (layer, head) or None, got {sender!r}")
     senders = [parse_component(model, sender)[1:3]] if sender else None
@@ -239,7 +266,9 @@ def path_patching(
     top = max(layer for layer, _, _ in receivers)
     senders = senders or [(layer, head) for layer in range(min(top + 1, L)) for head in range(H)]
     at_once = max(1, max_tokens // (B * T))
-    for start in tqdm(range(0, len(senders), at_once), desc="path patching", unit="batch", disable=None):
+    for start in tqdm(
+        range(0, len(senders), at_once), desc="path patching", unit="batch", disable=None
+    ):
         some = senders[start : start + at_once]
         patches, change = _received(model, base, z, some, receivers, freeze_mlps)
         ids = clean.expand(len(some), B, T).reshape(-1, T)  # runs side by side, each with all pairs
@@ -261,7 +290,9 @@ def _receivers(model, receiver):
             _, layer, head, _ = parse_component(model, pieces)
             found.append((layer, pieces[2], head))
         else:
-            raise ValueError(f'no receiver {each!r}; write "logits", (3, "mlp"), (3, 5, "q"), or "k" or "v", or a list')
+            raise ValueError(
+                f'no receiver {each!r}; write "logits", (3, "mlp"), (3, 5, "q"), or "k" or "v", or a list'
+            )
     return found
 
 
@@ -270,17 +301,28 @@ def _received(model, base, z, senders, receivers, freeze_mlps):
 
     base: of the clean run; z: of the corrupted one. The patches are for R*B inputs, run after run.
     """
-    heads = {layer: [(i, head) for i, (at, head) in enumerate(senders) if at == layer] for layer, _ in senders}
-    change = base["resid_pre"][0].new_zeros(len(senders), *base["resid_pre"][0].shape)  # of the stream, (R,B,T,C)
+    heads = {
+        layer: [(i, head) for i, (at, head) in enumerate(senders) if at == layer]
+        for layer, _ in senders
+    }
+    change = base["resid_pre"][0].new_zeros(
+        len(senders), *base["resid_pre"][0].shape
+    )  # of the stream, (R,B,T,C)
     patches = []
     for layer, block in enumerate(model.transformer.h):
         here = [(site, head) for at, site, head in receivers if at == layer]
         if any(site in HEAD_SITES for site, _ in here):
-            qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + change)).flatten(0, 1)  # (RB,T,3C)
+            qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + change)).flatten(
+                0, 1
+            )  # (RB,T,3C)
             qkv = qkv.unflatten(-1, (3, model.config.n_head, -1))  # (RB,T,3,H,D)
         for i, head in heads.get(layer, ()):
-            weight = block.attn.c_proj.weight.view(change.size(-1), model.config.n_head, -1)[:, head]  # (C,D)
-            change[i] += (z[layer][:, head] - base["z"][layer][:, head]) @ weight.T  # (B,T,D) @ (D,C) -> (B,T,C)
+            weight = block.attn.c_proj.weight.view(change.size(-1), model.config.n_head, -1)[
+                :, head
+            ]  # (C,D)
+            change[i] += (
+                z[layer][:, head] - base["z"][layer][:, head]
+            ) @ weight.T  # (B,T,D) @ (D,C) -> (B,T,C)
         mlp_out = block.mlp(block.ln_2(base["resid_mid"][layer] + change))  # (R,B,T,C)
         for site, head in here:
             new = mlp_out.flatten(0, 1) if site == "mlp_out" else qkv[:, :, "qkv".index(site), head]

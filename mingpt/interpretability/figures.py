@@ -15,9 +15,13 @@ def check_output(path, suffixes=SUFFIXES):
     """ValueError unless a picture (or a page) can be written to path, and its table beside it."""
     path = Path(path)
     if path.suffix not in suffixes:
-        raise ValueError(f"cannot write {str(path)!r}: the name must end in one of {', '.join(suffixes)}")
+        raise ValueError(
+            f"cannot write {str(path)!r}: the name must end in one of {', '.join(suffixes)}"
+        )
     if not path.parent.is_dir():
-        raise ValueError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+        raise ValueError(
+            f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first"
+        )
     for file in (path, path.with_suffix(".csv")):
         if file.is_dir():
             raise ValueError(f"cannot write {str(file)!r}: it is a folder")
@@ -31,7 +35,9 @@ def _try_writing(path):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        raise ValueError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder"
+        ) from error
 
 
 def token_labels(tokens):
@@ -49,14 +55,26 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
     from matplotlib.figure import Figure
 
     height, width = values.shape
-    inches = min(max(6.4, 0.62 * width + 2.6), 60), min(max(4.4, 0.34 * height + 2.6), 60)  # a picture must stay a file
+    inches = (
+        min(max(6.4, 0.62 * width + 2.6), 60),
+        min(max(4.4, 0.34 * height + 2.6), 60),
+    )  # a picture must stay a file
     figure = Figure(figsize=inches, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
-        values.cpu().double().numpy(), cmap="RdBu_r", norm=CenteredNorm(0), aspect="auto", origin="lower"
+        values.cpu().double().numpy(),
+        cmap="RdBu_r",
+        norm=CenteredNorm(0),
+        aspect="auto",
+        origin="lower",
     )
-    for axis, labels, most in ((axes.xaxis, columns, 95), (axes.yaxis, rows or [*range(height)], 170)):
-        every = -(-len(labels) // most)  # where there are too many to read, every second, third ... is named
+    for axis, labels, most in (
+        (axes.xaxis, columns, 95),
+        (axes.yaxis, rows or [*range(height)], 170),
+    ):
+        every = -(
+            -len(labels) // most
+        )  # where there are too many to read, every second, third ... is named
         axis.set_ticks(range(0, len(labels), every), labels[::every])
     axes.tick_params(axis="x", labelrotation=60)
     for label in axes.get_xticklabels():
@@ -71,7 +89,14 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
             for column, value in enumerate(cells):
                 colour = "white" if abs(value) > dark else "black"
                 axes.text(
-                    column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour, in_layout=False
+                    column,
+                    row,
+                    f"{value:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
+                    in_layout=False,
                 )
     return figure
 
@@ -89,7 +114,9 @@ def save_page(name, data, path):
     """Write one self-contained page: pages/<name>.html with the data, which JSON can write, in the place of DATA."""
     check_output(path, (".html",))
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
-    for character in "<>&":  # so that no text in the data can end the script element or begin another
+    for (
+        character
+    ) in "<>&":  # so that no text in the data can end the script element or begin another
         text = text.replace(character, f"\\u{ord(character):04x}")
     page = (Path(__file__).parent / "pages" / f"{name}.html").read_text(encoding="utf-8")
     with atomic_write(path) as temporary:
@@ -102,7 +129,9 @@ def save_figure(figure, path):
         warnings.simplefilter("always")
         figure.savefig(path, dpi=150)
     if any("missing from font" in str(warning.message) for warning in caught):
-        print("Some characters are boxes in the picture, which has no font for them.", file=sys.stderr)
+        print(
+            "Some characters are boxes in the picture, which has no font for them.", file=sys.stderr
+        )
 
 
 def save_csv(values, columns, path, rows=None):
@@ -110,4 +139,6 @@ def save_csv(values, columns, path, rows=None):
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["layer", *columns])
-        table.writerows([row, *cells] for row, cells in zip(rows or range(len(values)), values.tolist()))
+        table.writerows(
+            [row, *cells] for row, cells in zip(rows or range(len(values)), values.tolist())
+        )

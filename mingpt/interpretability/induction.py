@@ -40,7 +40,9 @@ def draw_prompts(model, length=None, bases=32, seed=0, text=None):
     V, most = model.config.vocab_size, min(model.config.vocab_size, model.block_size // 4)
     n, generator = min(32, most) if length is None else length, torch.Generator().manual_seed(seed)
     if bases < 2 or not 2 <= n <= most:
-        raise ValueError(f"needs 2 bases or more, of 2 to {most} tokens for this model; got {bases} of {n}")
+        raise ValueError(
+            f"needs 2 bases or more, of 2 to {most} tokens for this model; got {bases} of {n}"
+        )
     if text is None:
         control = torch.rand(4 * bases, V, generator=generator).topk(n).indices.view(bases, 4 * n)
         return torch.stack([control[:, :n].repeat(1, 4), control])
@@ -48,7 +50,9 @@ def draw_prompts(model, length=None, bases=32, seed=0, text=None):
         raise ValueError("this model has no tokenizer; leave the text out, for random tokens")
     tokens = torch.tensor(model.tokenizer.encode(text))
     if len(tokens) < 4 * n:
-        raise ValueError(f"the text has {len(tokens)} tokens, needs {4 * n}; give a longer one, or none")
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, needs {4 * n}; give a longer one, or none"
+        )
     starts = torch.randint(len(tokens) - 4 * n + 1, (5 * bases, 1), generator=generator)
     texts, others = tokens[starts + torch.arange(4 * n)].split([bases, 4 * bases])
     control = others[:, :n].reshape(bases, 4 * n)
@@ -70,7 +74,9 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
     """
     runs.check_model(model)
     if kinds and model.config.n_layer * model.config.n_head < 2:
-        raise ValueError("without its only head nothing is left to compare; take a model with two heads, or kinds=()")
+        raise ValueError(
+            "without its only head nothing is left to compare; take a model with two heads, or kinds=()"
+        )
     if not {*kinds} <= {"zero", "mean"}:
         raise ValueError(f'kinds must be of "zero" and "mean", got {kinds}')
     prompts = prompts.to(model.lm_head.weight.device)
@@ -88,7 +94,9 @@ def study_induction(model, prompts, kinds=("zero", "mean")):
         delta = others.flatten(1)[:, others.mean(0).argmax()]
         lost = (values["ICL"] - ablated["ICL"]) / whole
         changes = {"change of Delta": delta - values["Delta"], "ICL share lost": lost}
-        changes |= {f"change of {loss}": ablated[loss] - values[loss] for loss in ("loss(r)", "loss(c)")}
+        changes |= {
+            f"change of {loss}": ablated[loss] - values[loss] for loss in ("loss(r)", "loss(c)")
+        }
         for name, change in changes.items():
             values.setdefault(f"{name}, {kind}", torch.empty_like(others))[:, l, h] = change
     return values
@@ -110,13 +118,22 @@ def _measure(model, prompts, patches=()):
     n, tenth = T // 4, max(1, T // 10)
     for some in prompts.split(max(1, 1000 // T), dim=1):
         stored, ids = {"pattern": {}}, some.flatten(0, 1)  # (r,b,T) -> (rb,T)
-        logits = model.lm_head(model.transformer.ln_f(model.stream(ids, patches, stored)))[:, :-1].float()
-        loss = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").unflatten(0, some.shape[:2])  # (r,b,T-1)
-        stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1) for pattern in stored["pattern"].values()]
+        logits = model.lm_head(model.transformer.ln_f(model.stream(ids, patches, stored)))[
+            :, :-1
+        ].float()
+        loss = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").unflatten(
+            0, some.shape[:2]
+        )  # (r,b,T-1)
+        stripes = [
+            pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1)
+            for pattern in stored["pattern"].values()
+        ]
         A = torch.stack(stripes, 1).float().unflatten(0, some.shape[:2])  # L x (rb,H) -> (r,b,L,H)
         text = loss[-1 if len(loss) == 3 else 0]
         part = {"A(r)": A[0], "A(c)": A[1], "A(r)-A(c)": A[0] - A[1]}
-        part |= zip(("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1))  # entry t is the loss on token t + 1
+        part |= zip(
+            ("loss(r)", "loss(c)", "loss(text)"), loss[:, :, n:].mean(-1)
+        )  # entry t is the loss on token t + 1
         found.append(part | {"ICL": text[:, -tenth:].mean(1) - text[:, tenth : 2 * tenth].mean(1)})
     return {name: torch.cat([part[name] for part in found]).cpu() for name in found[0]}
 
@@ -133,8 +150,14 @@ def name_candidates(values, kind="zero", share=0.1):
     head with the largest A itself, Delta says only how far it is ahead: the next one takes its place.
     """
     named = {}
-    for name, sign, whole in (("Delta", -1, values["Delta"]), ("loss(r)", 1, values["loss(c)"] - values["loss(r)"])):
-        (mean, error), (size, off) = mean_error(sign * values[f"change of {name}, {kind}"]), mean_error(whole)
+    for name, sign, whole in (
+        ("Delta", -1, values["Delta"]),
+        ("loss(r)", 1, values["loss(c)"] - values["loss(r)"]),
+    ):
+        (mean, error), (size, off) = (
+            mean_error(sign * values[f"change of {name}, {kind}"]),
+            mean_error(whole),
+        )
         found = (mean > SURE * error) & (mean >= share * size) & (size > SURE * off)
         named[name] = sorted(map(tuple, found.nonzero().tolist()), key=lambda head: -mean[head])
     return named | {"both": [head for head in named["loss(r)"] if head in named["Delta"]]}
@@ -162,23 +185,43 @@ def plot_study(model, prompts, values, path=None):
     from matplotlib.colors import CenteredNorm
     from matplotlib.figure import Figure
 
-    drawn, n = [name for name in values if values[name].ndim == 3 and "loss(c)" not in name], prompts.size(2) // 4
+    drawn, n = (
+        [name for name in values if values[name].ndim == 3 and "loss(c)" not in name],
+        prompts.size(2) // 4,
+    )
     maps = {name: values[name].mean(0) for name in drawn}
     layer, head = divmod(maps["A(r)-A(c)"].argmax().item(), model.config.n_head)
-    pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T): a pair at a time, for memory
-    r, c = sum(runs.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs) / len(pairs)
+    pairs = (
+        prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)
+    )  # (b,2,T): a pair at a time, for memory
+    r, c = sum(
+        runs.record(model, pair, ["pattern"])["pattern"][layer][:, head].float() for pair in pairs
+    ) / len(pairs)
     maps[f"{layer}.{head} on r"] = r
-    maps |= {f"{layer}.{head} on {x}, pieces 2, 1": part[n : 2 * n, :n] for x, part in zip("rc", (r, c))}
+    maps |= {
+        f"{layer}.{head} on {x}, pieces 2, 1": part[n : 2 * n, :n] for x, part in zip("rc", (r, c))
+    }
     largest = {name: mean.abs().max().item() for name, mean in maps.items()}
-    for alike in ([name for name in maps if name[0] == "A"], [name for name in maps if "pieces" in name]):
-        largest |= dict.fromkeys(alike, max(largest[name] for name in alike))  # drawn to one scale, to compare
+    for alike in (
+        [name for name in maps if name[0] == "A"],
+        [name for name in maps if "pieces" in name],
+    ):
+        largest |= dict.fromkeys(
+            alike, max(largest[name] for name in alike)
+        )  # drawn to one scale, to compare
     rows = len(maps) // 3
     figure = Figure(figsize=(13, 4 * rows), layout="constrained")
     for axes, (name, mean) in zip(figure.subplots(rows, 3).flat, maps.items()):
-        origin, ylabel, xlabel = ("lower", "layer", "head") if name in values else ("upper", "query", "key")
+        origin, ylabel, xlabel = (
+            ("lower", "layer", "head") if name in values else ("upper", "query", "key")
+        )
         norm = CenteredNorm(0, largest[name] or None)
-        figure.colorbar(axes.imshow(mean.cpu().numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto"))
-        axes.set(title=name + ": none to lose" * bool(mean.isnan().all()), xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(
+            axes.imshow(mean.cpu().numpy(), "RdBu_r", norm=norm, origin=origin, aspect="auto")
+        )
+        axes.set(
+            title=name + ": none to lose" * bool(mean.isnan().all()), xlabel=xlabel, ylabel=ylabel
+        )
         axes.locator_params(integer=True)
     return figures.shown(figure, path)
 
@@ -197,12 +240,18 @@ def plot_curve(curve, path=None, losses=None):
         l, h = divmod(i, heads.size(2))
         style = {"label": f"head {l}.{h}"} if rank < 5 else {"color": "lightgrey", "zorder": 1}
         panels[0].plot(list(curve), heads[:, l, h].numpy(), ".-", **style)
-    for name in [name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if name in [*curve.values()][0]]:
+    for name in [
+        name for name in ("loss(r)", "loss(c)", "loss(text)", "ICL") if name in [*curve.values()][0]
+    ]:
         found = torch.tensor([mean_error(values[name]) for values in curve.values()])  # (S,2)
         panels[1].errorbar(list(curve), *found.T.numpy(), label=name)
     for name in [name for name in losses or () if name != "step"]:
         panels[2].plot(losses["step"], losses[name], label=name)
-    ylabels = "A(r)-A(c)", "on the prompts: nats, with standard errors", "of the training: nats per token"
+    ylabels = (
+        "A(r)-A(c)",
+        "on the prompts: nats, with standard errors",
+        "of the training: nats per token",
+    )
     for axes, ylabel in zip(panels, ylabels):
         axes.set(xlabel="step", ylabel=ylabel)
         axes.legend()
@@ -214,7 +263,10 @@ def read_losses(run_folder):
     try:
         with open(Path(run_folder) / "curve.csv", newline="", encoding="utf-8") as file:
             rows = [*csv.DictReader(file)]
-        return {name: [float(row[name]) for row in rows] for name in ("step", "train_loss", "validation_loss")}
+        return {
+            name: [float(row[name]) for row in rows]
+            for name in ("step", "train_loss", "validation_loss")
+        }
     except (OSError, KeyError):
         return None
 
@@ -242,14 +294,19 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     if curve:
         plot_curve(curve, picture.with_name("induction_curve.png"), read_losses(name))
     setting = {"n": bases, "length": prompts.size(2) // 4, "seed": seed, "text": text}
-    with atomic_write(table) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(table) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         lines = csv.writer(file)
         lines.writerow(["step", "quantity", "layer.head", "mean", "standard error", *setting])
         for step, found in (curve | {last: values}).items():
             lines.writerows([step, *row, *setting.values()] for row in summarize(found))
     print(f"{name}, {setting}: mean +- standard error, of heads the five largest")
     for quantity, rows in groupby(summarize(values), itemgetter(0)):
-        largest = sorted((row for row in rows if row[2] == row[2]), key=lambda row: -abs(row[2]))[:5]  # not nan
+        largest = sorted((row for row in rows if row[2] == row[2]), key=lambda row: -abs(row[2]))[
+            :5
+        ]  # not nan
         found = [f"{place:>4} {mean:.3f} +- {error:.3f}" for _, place, mean, error in largest]
         print(f"{quantity:24}", *found or ["none to lose"])
     for kind in ("zero", "mean"):
@@ -258,10 +315,20 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
 
 def main(arguments=None):
     """The command line: 0, or 2 after a message that says what to change."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="MODEL_OR_RUN", help="of a run, the last model is studied, the curve is of all")
-    parser.add_argument("--output", required=True, help="folder for induction.png, .csv and induction_curve.png")
-    parser.add_argument("--text", help="a file to take bases from; without it they are random tokens")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "name",
+        metavar="MODEL_OR_RUN",
+        help="of a run, the last model is studied, the curve is of all",
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder for induction.png, .csv and induction_curve.png"
+    )
+    parser.add_argument(
+        "--text", help="a file to take bases from; without it they are random tokens"
+    )
     for flag, default in (("--length", None), ("--bases", 32), ("--seed", 0)):
         parser.add_argument(flag, type=int, default=default, help="default: %(default)s")
     try:

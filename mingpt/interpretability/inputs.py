@@ -34,7 +34,9 @@ def encode(model, inputs, name="input"):
         raise ValueError(f"the {name} is empty; give at least one text")
     T = ids.size(1)
     if not 0 < T <= model.block_size:
-        raise ValueError(f"the {name} text has {T} tokens; this model takes 1 to {model.block_size}")
+        raise ValueError(
+            f"the {name} text has {T} tokens; this model takes 1 to {model.block_size}"
+        )
     return ids.to(model.lm_head.weight.device)
 
 
@@ -95,7 +97,9 @@ def answer_ids(model, answer, ids, other_ids, name):
                 f"the texts differ at positions {positions}, not at one; name the {name} answer"
             )
         return ids[differ]
-    is_list = isinstance(answer, (list, tuple)) or (isinstance(answer, torch.Tensor) and answer.ndim)
+    is_list = isinstance(answer, (list, tuple)) or (
+        isinstance(answer, torch.Tensor) and answer.ndim
+    )
     answers = list(answer) if is_list else [answer] * len(ids)
     if len(answers) != len(ids):
         raise ValueError(
@@ -170,7 +174,9 @@ def parse_component(model, name):
         bounds.append((component.kind, component.index, sizes[component.kind]))
     for what, number, size in bounds:
         if type(number) is not int or not 0 <= number < size:
-            raise ValueError(f"no component {name!r}: {what} must be 0 to {size - 1}; {HOW_TO_WRITE}")
+            raise ValueError(
+                f"no component {name!r}: {what} must be 0 to {size - 1}; {HOW_TO_WRITE}"
+            )
     return component
 
 

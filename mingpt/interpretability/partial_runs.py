@@ -73,7 +73,9 @@ def run_patched(
                 if start < L:
                     block = model.transformer.h[start]
                     last_only = start == L - 1 and not every_token
-                    tails = _through_block(block, base["k"][start], base["v"][start], tails, last_only)
+                    tails = _through_block(
+                        block, base["k"][start], base["v"][start], tails, last_only
+                    )
                 # The work grows as runs join: step s of n is s / (1 + ... + n) of it.
                 bar.update(cells * 2 * step / (steps * (steps + 1)))
             for position, tail in tails.items():
@@ -126,7 +128,9 @@ def _through_block(block, base_k, base_v, tails, last_only):
     C = attn.c_attn.in_features
     sizes = [tail[..., 0].numel() for tail in tails.values()]
     x = _as_matrix(tails.values())  # (N,C)
-    q, k, v = (part.split(sizes) for part in attn.c_attn(block.ln_1(x)).chunk(3, -1))  # (N,3C) -> 3 x (N,C)
+    q, k, v = (
+        part.split(sizes) for part in attn.c_attn(block.ln_1(x)).chunk(3, -1)
+    )  # (N,3C) -> 3 x (N,C)
     if last_only:
         x = _as_matrix(tail[:, :, -1:] for tail in tails.values())
 
@@ -136,7 +140,9 @@ def _through_block(block, base_k, base_v, tails, last_only):
         B, R, n, _ = tail.shape
         m = 1 if last_only else n  # tokens of each run that go on
         # (B*R*n,C) -> (B,H,R,n,D)
-        tail_q, tail_k, tail_v = (part[i].view(B, R, n, H, C // H).permute(0, 3, 1, 2, 4) for part in (q, k, v))
+        tail_q, tail_k, tail_v = (
+            part[i].view(B, R, n, H, C // H).permute(0, 3, 1, 2, 4) for part in (q, k, v)
+        )
         tail_q = tail_q[:, :, :, n - m :]  # (B,H,R,m,D)
         flat_q = tail_q.reshape(B, H, R * m, -1)
         left = flat_q @ base_k[:, :, :position].mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
@@ -144,7 +150,9 @@ def _through_block(block, base_k, base_v, tails, last_only):
         if m > 1:
             future = torch.ones(m, n, dtype=torch.bool, device=x.device).triu(1)
             own.masked_fill_(future, float("-inf"))
-        scores = torch.cat((left.view(B, H, R, m, position), own), -1).mul_(attn.scale)  # (B,H,R,m,T)
+        scores = torch.cat((left.view(B, H, R, m, position), own), -1).mul_(
+            attn.scale
+        )  # (B,H,R,m,T)
         del left, own  # the scores are the largest tensors under way
         pattern = scores.softmax(-1)
         del scores

@@ -39,7 +39,9 @@ def next_token_loss(model, streams, ids):
     """Mean loss in nats on the next tokens of ids (B,T), of each of R runs: (R,). streams (B,R,T,C), before ln_f."""
     B, T = ids.shape
     if T < 2:
-        raise ValueError("one token has no next one to be wrong about; give longer inputs, or answers")
+        raise ValueError(
+            "one token has no next one to be wrong about; give longer inputs, or answers"
+        )
     targets = ids[:, None, 1:, None]  # (B,1,T-1,1)
     losses = []
     at_once = max(1, 512 // (B * T))  # the logits of all runs at once would be large
