@@ -1,7 +1,8 @@
-"""What every other module may need: devices that compute rightly, and files that appear whole or not at all."""
+"""What every other module may need: devices, files that appear whole or not at all, commands."""
 
 import os
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,3 +64,27 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class CheckFailed(Exception):
+    """A result is not what it must be: an error of this program, not of its user."""
+
+
+def run_command(function, *arguments):
+    """The exit code of a command, function(*arguments): 0 if it ends.
+
+    2 after a message on stderr for bad input, 1 if a check of the result fails, 130 after Ctrl-C.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # tokens may not fit the terminal
+    try:
+        function(*arguments)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CheckFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -395,7 +395,10 @@ def test_a_model_without_a_tokenizer_is_refused(folder, tmp_path, capsys):
 
 def test_a_row_of_the_output_matrix_without_a_token_is_shown_by_its_number(folder):
     tokenizer = GPT.from_pretrained(folder).tokenizer
-    assert interpretability.shown(tokenizer, tokenizer.n_vocab) == f"<{tokenizer.n_vocab}>"
+    assert (
+        interpretability.reports.quote_token(tokenizer, tokenizer.n_vocab)
+        == f"<{tokenizer.n_vocab}>"
+    )
 
 
 def test_an_interrupted_run_ends_with_130_and_writes_nothing(folder, tmp_path, monkeypatch):
@@ -443,7 +446,7 @@ def test_ctrl_c_in_the_middle_of_the_patched_runs_ends_with_130_and_writes_nothi
 
 
 def test_a_sweep_that_is_not_what_the_runs_give_is_an_error(folder, tmp_path, capsys, monkeypatch):
-    right = interpretability.activation_patching.patch_layers
+    right = interpretability.patch_layers
 
     def wrong(*arguments):
         result = right(*arguments)
@@ -451,7 +454,7 @@ def test_a_sweep_that_is_not_what_the_runs_give_is_an_error(folder, tmp_path, ca
         vectors += 0.01 * vectors.roll(1, -1)  # the layer norm comes after, and would undo a factor
         return result
 
-    monkeypatch.setattr(interpretability.activation_patching, "patch_layers", wrong)
+    monkeypatch.setattr(interpretability, "patch_layers", wrong)
     assert run(folder, tmp_path) == 1
     assert "more than rounding" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from mingpt.common import atomic_write
+from mingpt.common import CheckFailed, atomic_write
 from mingpt.interpretability import figures, partial_runs, runs
 from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401, found here too
 from mingpt.interpretability.edges import path_patching  # noqa: F401, found here too
 from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, token_texts
-from mingpt.interpretability.readout import answer_direction, logit_diff
+from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
 from mingpt.model import GPT
 from mingpt.sites import SITES_WITH_HEADS, Patch, as_store, check_site
 
@@ -274,9 +274,7 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     run. Cost: 1 + L*T passes.
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    clean_answer, corrupted_answer = answer_pair(
-        model, clean, corrupted, target_token, corrupted_token
-    )
+    answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     clean_stream = get_activations(model, clean)["resid_post"]  # {layer: (1,T,C)}
     L = len(clean_stream)
     T = clean.size(1)
@@ -285,8 +283,37 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
         layer, position = divmod(cell, T)
         model(corrupted, patch_params=(layer, position, clean_stream[layer][:, position]))
         logits = model.last_token_logits[0]
-        differences.append((logits[corrupted_answer] - logits[clean_answer]).item())
+        differences.append(published_logit_diff(logits, *answers).item())
     return torch.tensor(differences, dtype=torch.float64).view(L, T)
+
+
+@torch.no_grad()
+def check_cells(model, clean, corrupted, result, count=2):
+    """A sentence; CheckFailed if cells of a sweep are not what they are when each is run by itself.
+
+    result: the PatchingResult of patch_layers(model, clean, corrupted, ...) for one pair at resid_post, denoising.
+    Checked are the `count` cells that move the answer most, and the last one. Cost: 1 pass and one run a cell.
+    """
+    differences = result.logit_diff.cpu().double()  # (L,T)
+    moved = (differences - result.corrupted.item()).abs().flatten()
+    strongest = moved.topk(min(count, len(moved))).indices.tolist()
+    cells = sorted({*strongest, len(moved) - 1})
+    clean_stream = get_activations(model, clean)["resid_post"]
+    deviations = []
+    for cell in cells:
+        layer, position = divmod(cell, differences.size(1))
+        new = clean_stream[layer][:, position]  # (1,C)
+        model(corrupted, patch_params=(layer, position, new))
+        again = published_logit_diff(model.last_token_logits[0], *result.answers[0, :, None])
+        deviations.append(abs(again.item() - differences[layer, position].item()))
+    largest = max(deviations)
+    spread = (differences.max() - differences.min()).item()
+    # fp32 rounds the sweep's sums in another order; a wrong cell is off by far more.
+    if not largest <= 1e-4 * spread + 1e-5:
+        raise CheckFailed(
+            f"the sweep is off by {largest:.1e}, more than rounding; report this, and use --loop until then"
+        )
+    return f"{len(cells)} cells, each run again by itself: the largest difference is {largest:.1e}."
 
 
 def attribution_patching(

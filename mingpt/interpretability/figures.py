@@ -101,6 +101,20 @@ def draw_heatmap(values, columns, title, quantity, rows=None):
     return figure
 
 
+def save_heatmap(values, tokens, title, quantity, path):
+    """Write draw_heatmap of values (L,T), and beside it the same as a CSV, both or neither.
+
+    -> the two paths.
+    """
+    picture = Path(path)
+    table = picture.with_suffix(".csv")
+    columns = token_labels(tokens)
+    with atomic_write(picture) as temporary_picture, atomic_write(table) as temporary_table:
+        save_figure(draw_heatmap(values, columns, title, quantity), temporary_picture)
+        save_csv(values, columns, temporary_table)
+    return picture, table
+
+
 def shown(figure, path=None):
     """The figure; written to path (.png, .svg, .pdf) if there is one."""
     if path:

@@ -51,3 +51,11 @@ def next_token_loss(model, streams, ids):
         of_target = logits.gather(-1, targets.expand(-1, chunk.size(1), -1, -1))[..., 0]
         losses.append((logits.logsumexp(-1) - of_target).mean((0, 2)))
     return torch.cat(losses)
+
+
+def published_logit_diff(logits, clean_answer, corrupted_answer):
+    """logit(corrupted answer) - logit(clean answer) of last-token logits (...,V): (...,1), in logits.
+
+    clean_answer, corrupted_answer: ids (1,). The published sign: positive = the corrupted answer is ahead.
+    """
+    return logits[..., corrupted_answer] - logits[..., clean_answer]

@@ -1,0 +1,51 @@
+"""What an experiment says in words: the two texts, the next tokens, the decisive cell. Functions return text."""
+
+
+def quote_token(tokenizer, index):
+    """A token as Python writes it; <60> for a row of the output matrix that is no token."""
+    if index not in tokenizer.encoder.tokens:
+        return f"<{index}>"
+    return repr(tokenizer.decode([index]))
+
+
+def describe_pair(tokenizer, clean, corrupted):
+    """Both texts, ids (1,T), token by token, with a mark where they differ."""
+    clean_tokens = [repr(token) for token in tokenizer.tokens(clean[0])]
+    corrupted_tokens = [repr(token) for token in tokenizer.tokens(corrupted[0])]
+    width = max(len(token) for token in ["'clean'", *clean_tokens])
+    lines = [f"position  {'clean':{width}}  corrupted"]
+    for position, pair in enumerate(zip(clean_tokens, corrupted_tokens)):
+        mark = "" if pair[0] == pair[1] else "  <- differs"
+        lines.append(f"{position:8}  {pair[0]:{width}}  {pair[1]}{mark}")
+    return "\n".join(lines)
+
+
+def describe_next_tokens(tokenizer, logits, count=20):
+    """The most probable next tokens, of last-token logits (V,), with their probabilities."""
+    top = logits.softmax(-1).topk(min(count, len(logits)))
+    lines = ["position  index  token           probability"]
+    for rank, (index, probability) in enumerate(zip(top.indices.tolist(), top.values.tolist()), 1):
+        token = quote_token(tokenizer, index)
+        lines.append(f"{rank:8}  {index:5}  {token:14}  {probability:11.4f}")
+    return "\n".join(lines)
+
+
+def describe_strongest_cell(differences, tokens, clean, corrupted):
+    """One sentence: the cell of a sweep that moves the answer most.
+
+    differences (L,T): of the patched runs. tokens: T texts. clean, corrupted: the differences of the unpatched runs.
+    Of cells that are equal to 0.001 it is the first in layer and position.
+    """
+    moved = (differences - corrupted).abs().mul(1000).round()
+    layer, position = divmod(moved.argmax().item(), moved.size(1))
+    return (
+        f"The answer moves most when the residual stream after layer {layer} "
+        f"at position {position} ({tokens[position]!r}) is the clean one: "
+        f"from {corrupted:.2f} to {differences[layer, position]:.2f}; "
+        f"the clean text itself gives {clean:.2f}."
+    )
+
+
+def name_model(model):
+    """What a picture's title calls the model."""
+    return "names, the embedded model" if model.name == "names" else model.name
