@@ -32,6 +32,14 @@ def check_mps(device):
         )
 
 
+def check_finite(*tensors):
+    """ValueError if one has values that are NaN or infinite."""
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError(
+            "the runs give values that are NaN or infinite; check the weights and the dtype"
+        )
+
+
 @contextmanager
 def atomic_write(path):
     """A temporary path beside `path`, for a file or a folder; it takes the name `path` when the block has ended.

@@ -1,8 +1,9 @@
 """GPT-2 in one file, with every activation open to view and to replacement.
 
-Letters in the shape comments: B batch, T position, C n_embd, H heads, D head size (C / H), V vocabulary, L layers.
-The parameter names and the public methods are minGPT's. What is added is `tap`: each place in a block where a
-tensor can be seen or replaced is one call tap(site, tensor) -> tensor, and nothing outlives the forward call.
+Letters in the shape comments: B batch, T position, C n_embd, H heads, D head size (C / H),
+V vocabulary, L layers. The parameter names and the public methods are minGPT's. What is added is
+`tap`: each place in a block where a tensor can be seen or replaced is one call
+tap(site, tensor) -> tensor, and nothing outlives the forward call.
 Sources: Radford et al. 2019 (GPT-2); the design of Karpathy's minGPT.
 """
 
@@ -23,41 +24,55 @@ def untouched(site, x):
 
 
 class CausalSelfAttention(nn.Module):
+    """Each token collects values from itself and the tokens before it, in H heads side by side."""
+
     def __init__(self, config, layer):
         super().__init__()
+        C = config.n_embd
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = nn.Linear(C, 3 * C)  # queries, keys and values in one
+        self.c_proj = nn.Linear(C, C)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
-        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        self.scale = 1.0  # of the scores
+        if config.scale_attn_weights:
+            self.scale = (C // self.n_head) ** -0.5
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
     def forward(self, x, tap=untouched):
-        B, T, C = x.shape
-        parts = zip("qkv", self.c_attn(x).chunk(3, -1))  # (B,T,3C) -> 3 x (B,T,C)
-        q, k, v = (
-            tap(site, part.view(B, T, self.n_head, -1).transpose(1, 2)) for site, part in parts
-        )  # (B,H,T,D)
+        q, k, v = self.c_attn(x).chunk(3, -1)  # (B,T,3C) -> 3 x (B,T,C)
+        q = tap("q", self.split_heads(q))  # (B,T,C) -> (B,H,T,D)
+        k = tap("k", self.split_heads(k))
+        v = tap("v", self.split_heads(v))
         if self.training and tap is untouched:
-            p = self.attn_dropout.p
-            z = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, dropout_p=p, scale=self.scale
-            )
+            z = self.fused_attention(q, k, v)
         else:
-            mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(
-                1
-            )  # True where the key is in the future
             scores = q @ k.mT * self.scale  # (B,H,T,D) @ (B,H,D,T) -> (B,H,T,T)
-            scores = tap("scores", scores.masked_fill(mask, float("-inf")))
+            # No token sees a later one: above the diagonal the key is in the query's future.
+            future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(future, float("-inf"))
+            scores = tap("scores", scores)
             pattern = tap("pattern", scores.softmax(-1))  # (B,H,T,T), rows sum to 1
             z = self.attn_dropout(pattern) @ v  # (B,H,T,T) @ (B,H,T,D) -> (B,H,T,D)
-        z = tap("z", z).transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        z = tap("z", z).transpose(1, 2).flatten(2)  # (B,H,T,D) -> (B,T,C), heads side by side again
         return tap("attn_out", self.resid_dropout(self.c_proj(z)))  # (B,T,C)
+
+    def split_heads(self, x):
+        """(B,T,C) -> (B,H,T,D)."""
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+
+    def fused_attention(self, q, k, v):
+        """z (B,H,T,D) without the pattern as a tensor of its own: faster, for training alone."""
+        dropout = self.attn_dropout.p
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=dropout, scale=self.scale
+        )
 
 
 class MLP(nn.Module):
+    """Each token by itself: 4C neurons read it, and write what they make of it."""
+
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.n_inner)
@@ -68,10 +83,12 @@ class MLP(nn.Module):
     def forward(self, x, tap=untouched):
         x = tap("mlp_pre", self.c_fc(x))  # (B,T,C) -> (B,T,4C)
         x = tap("mlp_post", self.activation(x))
-        return tap("mlp_out", self.dropout(self.c_proj(x)))  # (B,T,C)
+        return tap("mlp_out", self.dropout(self.c_proj(x)))  # (B,T,4C) -> (B,T,C)
 
 
 class Block(nn.Module):
+    """Attention and the MLP each read the residual stream and add to it."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
@@ -90,27 +107,28 @@ class GPT(nn.Module):
 
     @staticmethod
     def get_default_config():
+        """A GPTConfig to fill in."""
         return GPTConfig()
 
     @classmethod
     def from_pretrained(cls, name):
-        """The named model in eval mode, fp32, with its tokenizer as `model.tokenizer` (None if it has none).
+        """The named model in eval mode, fp32, its tokenizer as `model.tokenizer` or None.
 
-        name: gpt2, gpt2-medium ..., any hub id of a GPT-2, a folder, or `names`, the embedded model.
-        pretrained.Unavailable if it is neither cached nor to be had from the hub, ValueError if it does not fit.
+        name: gpt2, gpt2-medium ..., any hub id of a GPT-2, a folder, or `names`, the embedded
+        model. hub.Unavailable if it is neither cached nor to be had from the hub, ValueError if
+        its files are not those of a GPT-2.
         """
-        from mingpt import pretrained  # here, since it loads what downloads need
+        from mingpt import hub, pretrained  # only here: they load what downloads need
 
-        stored = pretrained.read(name)
-        with (
-            torch.device("meta"),
-            pretrained.NoInit(),
-        ):  # no memory and no numbers: the weights come from the file
+        files = hub.find_model(name)
+        stored = pretrained.read(files)
+        # No memory and no random numbers: the weights come from the file.
+        with torch.device("meta"), pretrained.NoInit():
             model = cls(stored.config)
         model.load_state_dict(stored.weights, assign=True)
         model.tokenizer = stored.tokenizer
         model.name = os.fspath(name)
-        model.source = stored.source
+        model.source = files.source
         return model.eval()
 
     def __init__(self, config):
@@ -135,13 +153,13 @@ class GPT(nn.Module):
         self.activations = {}  # {site: {layer: tensor}}, of the last call that stored by site
         self.last_token_logits = None  # (B,V), of the last call
         self.apply(self._init_weights)
+        # 2L branches add up in the residual stream: each starts smaller (GPT-2, section 2.3).
         for name, weight in self.named_parameters():
-            if name.endswith(
-                "c_proj.weight"
-            ):  # 2L branches add up in the residual stream (GPT-2, section 2.3)
+            if name.endswith("c_proj.weight"):
                 nn.init.normal_(weight, std=0.02 / (2 * config.n_layer) ** 0.5)
 
     def _tie_embeddings(self):
+        """Make the output matrix and the token embedding one parameter, where they are tied."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -153,64 +171,67 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        """nn.Module's, and the mask buffers of older checkpoints (`attn.bias`, `attn.masked_bias`) are passed over."""
+        """nn.Module's; the mask buffers of older checkpoints are passed over."""
         weights = without_masks(state_dict)
         result = super().load_state_dict(weights, strict=strict, assign=assign)
         self._tie_embeddings()  # assign=True makes two parameters of the one
         return result
 
     def configure_optimizers(self, train_config):
-        """AdamW with weight decay on the matrices of linear layers alone: not on biases, layer norms or embeddings."""
-        linear = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)} - {
-            id(self.transformer.wte.weight)
-        }
-        decay = [p for p in self.parameters() if id(p) in linear]
-        no_decay = [p for p in self.parameters() if id(p) not in linear]
+        """AdamW with weight decay on the matrices of linear layers alone.
+
+        Biases, layer norms and embeddings have none; nor has an output matrix that is tied.
+        """
+        embedding = self.transformer.wte.weight
+        matrices = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)}
+        matrices.discard(id(embedding))
+        decay = [weight for weight in self.parameters() if id(weight) in matrices]
+        no_decay = [weight for weight in self.parameters() if id(weight) not in matrices]
         groups = [
             {"params": decay, "weight_decay": train_config.weight_decay},
             {"params": no_decay, "weight_decay": 0.0},
         ]
-        fused = self.lm_head.weight.device.type in (
-            "cpu",
-            "cuda",
-        )  # which every PyTorch from 2.4 on has
+        has_fused = embedding.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(
-            groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused
+            groups, lr=train_config.learning_rate, betas=train_config.betas, fused=has_fused
         )
 
     def forward(self, idx, targets=None, store_activations=False, patch_params=None):
-        """(logits (B,T,V), loss); the loss is None without targets (B,T), else the mean in nats over those not -1.
+        """(logits (B,T,V), loss) of token ids idx (B,T).
 
-        store_activations: True keeps the residual stream after each block in self.layer_activations {layer: (B,T,C)};
-        a collection of SITES keeps these too, in self.activations {site: {layer: tensor}}. Copies, detached.
-        patch_params: a (layer, position, activation), a Patch, or a list of them. Patched first, then stored.
-        After every call self.last_token_logits is a detached copy of the last position's logits (B,V).
+        The loss is None without targets (B,T), else the mean in nats over those that are not -1.
+        store_activations: True keeps the residual stream after each block in
+        self.layer_activations {layer: (B,T,C)}; a collection of SITES keeps these too, in
+        self.activations {site: {layer: tensor}}. Copies, detached.
+        patch_params: a (layer, position, activation), a Patch, or a list of them. A site is patched
+        first, then stored.
+        After every call self.last_token_logits is a detached copy of the last position's logits
+        (B,V).
         """
         stored = as_store(store_activations)
         x = self.stream(idx, as_patches(patch_params), stored)  # (B,T,C)
-        logits = self.lm_head(self.transformer.ln_f(x))  # (B,T,C) -> (B,T,V)
+        x = self.transformer.ln_f(x)
+        logits = self.lm_head(x)  # (B,T,C) -> (B,T,V)
 
-        self.last_token_logits = logits[:, -1].detach().clone()
+        self.last_token_logits = logits[:, -1].detach().clone()  # a view would keep all of logits
         if stored:
             self.layer_activations = stored["resid_post"]
             self.activations = {} if store_activations is True else stored
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, loss
 
     def stream(self, idx, patches=(), stored=None):
-        """The residual stream after the last block, (B,T,C); patches are put in, and stored {site: {}} is filled."""
-        if idx.ndim != 2 or idx.is_floating_point():
-            raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
+        """The residual stream after the last block, (B,T,C).
+
+        patches: a list of Patch, which are put in. stored: {site: {}}, which is filled.
+        """
+        self._check_ids(idx)
         T = idx.size(1)
-        if not 0 < T <= self.block_size:
-            raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
-        if idx.min() < 0 or idx.max() >= self.config.vocab_size:
-            raise ValueError(
-                f"the ids must be 0 to {self.config.vocab_size - 1}, got {idx.min()} to {idx.max()}"
-            )
         for patch in patches:
             patch.check(self.config.n_layer, self.config.n_head, T)
+        stored = stored or {}
 
         def tap(layer, site, x):
             for patch in patches:
@@ -220,21 +241,29 @@ class GPT(nn.Module):
                 stored[site][layer] = x.detach().clone()
             return x
 
-        stored = stored or {}
         positions = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(
-            positions
-        )  # (B,T,C) + (T,C) -> (B,T,C)
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B,T,C) + (T,C)
         x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, partial(tap, layer) if patches or stored else untouched)
         return x
 
+    def _check_ids(self, idx):
+        if idx.ndim != 2 or idx.is_floating_point():
+            raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
+        T = idx.size(1)
+        if not 0 < T <= self.block_size:
+            raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
+        last = self.config.vocab_size - 1
+        if idx.min() < 0 or idx.max() > last:
+            raise ValueError(f"the ids must be 0 to {last}, got {idx.min()} to {idx.max()}")
+
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, do_sample=False, top_k=None):
-        """idx (B,T) with max_new_tokens more: (B,T+max_new_tokens); each from the last block_size tokens before it.
+        """idx (B,T) with max_new_tokens more: (B,T+max_new_tokens).
 
-        The most probable token, or with do_sample one drawn at this temperature, from the top_k if given. Call
+        Each new token is the most probable one, or with do_sample one drawn at this temperature,
+        from the top_k if given; it is read from the last block_size tokens before it. Call
         model.eval() first where the model has been in training: dropout is noise here.
         """
         if not temperature > 0 or (top_k is not None and top_k < 1):
@@ -242,14 +271,14 @@ class GPT(nn.Module):
                 f"temperature must be above 0 and top_k from 1, got {temperature} and {top_k}"
             )
         for _ in range(max_new_tokens):
-            logits = self(idx[:, -self.block_size :])[0][:, -1] / temperature  # (B,V)
+            logits, _ = self(idx[:, -self.block_size :])
+            logits = logits[:, -1] / temperature  # (B,T,V) -> (B,V)
             if top_k is not None:
-                smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+                smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B,1)
                 logits = logits.masked_fill(logits < smallest, float("-inf"))
-            new = (
-                torch.multinomial(logits.softmax(-1), 1)
-                if do_sample
-                else logits.argmax(-1, keepdim=True)
-            )
+            if do_sample:
+                new = torch.multinomial(logits.softmax(-1), 1)
+            else:
+                new = logits.argmax(-1, keepdim=True)
             idx = torch.cat((idx, new), dim=1)
         return idx

@@ -48,15 +48,13 @@ class Pretrained(NamedTuple):
     config: GPTConfig
     weights: dict  # {name: tensor}, as GPT.load_state_dict takes them
     tokenizer: BPETokenizer | None
-    source: str  # where it came from, one line for the user
 
 
-def read(name):
-    """The Pretrained of a name: `names`, a hub id, or a folder (of a run folder of trainer.py, its last step).
+def read(files):
+    """The Pretrained of a model's files, a hub.Folder or hub.Hub.
 
     Unavailable if it can be had neither from the cache nor from the hub; ValueError for everything else.
     """
-    files = hub.find_model(name)
     path = None
     try:
         config = read_config(required(files, "config.json"))
@@ -67,7 +65,7 @@ def read(name):
         unreadable = error.filename or path
         reason = error.strerror or error
         raise ValueError(f"{files.where}: cannot read {unreadable}: {reason}") from error
-    return Pretrained(config, weights, tokenizer, files.source)
+    return Pretrained(config, weights, tokenizer)
 
 
 def required(files, *filenames):

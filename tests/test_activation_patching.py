@@ -578,9 +578,9 @@ def test_no_more_tokens_are_under_way_than_allowed(monkeypatch, max_tokens, B):
     model, seen, through = make_model(), [], partial_runs._through_block
     clean, corrupted = pairs(B, 6, [[1]] * B)
 
-    def watched(block, k, v, some, last_only):
-        seen.append(sum(tail[..., 0].numel() for tail in some.values()))
-        return through(block, k, v, some, last_only)
+    def watched(model, base, layer, tails, last_only):
+        seen.append(sum(tail[..., 0].numel() for tail in tails.values()))
+        return through(model, base, layer, tails, last_only)
 
     monkeypatch.setattr(partial_runs, "_through_block", watched)
     for site in ("resid_post", "z", "v"):

@@ -1,8 +1,9 @@
 """What is lost without a head, an MLP, a layer, a neuron?
 
-A part is replaced by zeros, by its mean, or by what it is on other inputs, and what the model says is read again. A
-part without which nothing is lost may have others that stand in for it; one without which much is lost may only have
-kept the stream in the range that later parts are used to. Mean and resampling are the milder questions.
+A part is replaced by zeros, by its mean, or by what it is on other inputs, and what the model says
+is read again. A part without which nothing is lost may have others that stand in for it; one
+without which much is lost may only have kept the stream in the range that later parts are used to.
+Mean and resampling are the milder questions.
 """
 
 from functools import partial
@@ -24,16 +25,18 @@ SITES_OF = {
 
 @torch.no_grad()
 def ablate_component(model, inputs, component, kind="zero", answers=None, reference=None):
-    """What removing a component costs, a float: the increase of the mean next-token loss on the inputs, in nats.
+    """What removing a component costs, a float: the increase of the mean next-token loss on the
+    inputs, in nats.
 
-    With answers (right, wrong), ids or texts of one token: diff(ablated) - diff(intact) in logits, averaged over the
-    inputs, where diff = logit(right) - logit(wrong) at the last position; negative = the component helped.
-    component: "3.5" or "layer_3_head_5", "mlp 3", "layer_3_neuron_17", "layer_3" (attention and MLP), or a tuple such
-    as (3, "head", 5); or a list of these, removed together.
-    kind: "zero"; "mean", over all tokens of the reference inputs; "resample", the reference inputs' own values (texts
-    or ids of the same shape as the inputs). Zeroing a head's z is not TransformerLens's zeroing after its default
-    weight processing, which folds the value bias away: there a zeroed head still passes on that bias.
-    Cost: 2 passes, and 1 over the reference.
+    With answers (right, wrong), ids or texts of one token: diff(ablated) - diff(intact) in logits,
+    averaged over the inputs, where diff = logit(right) - logit(wrong) at the last position;
+    negative = the component helped. component: "3.5" or "layer_3_head_5", "mlp 3",
+    "layer_3_neuron_17", "layer_3" (attention and MLP), or a tuple such as (3, "head", 5); or a list
+    of these, removed together. kind: "zero"; "mean", over all tokens of the reference inputs;
+    "resample", the reference inputs' own values (texts or ids of the same shape as the inputs).
+    Zeroing a head's z is not TransformerLens's zeroing after its default weight processing, which
+    folds the value bias away: there a zeroed head still passes on that bias. Cost: 2 passes, and 1
+    over the reference.
     """
     ids = encode(model, inputs)
     components = component if isinstance(component, list) and component else [component]
@@ -50,7 +53,8 @@ def ablate_component(model, inputs, component, kind="zero", answers=None, refere
 
 @torch.no_grad()
 def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_tokens=4096):
-    """ablate_component for every head by itself: (L,H). Cost: 1 pass and the tails of the L*H ablated runs."""
+    """ablate_component for every head by itself: (L,H). Cost: 1 pass and the tails of the L*H
+    ablated runs."""
     ids = encode(model, inputs)
     L = model.config.n_layer
     H = model.config.n_head
@@ -75,7 +79,7 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
         desc="ablating",
     )
     intact = measure(base["resid_post"][L - 1][:, None])
-    return torch.stack([ablated[start, 0] for start in range(1, L + 1)]) - intact
+    return ablated[:, 0] - intact  # (L,1,H) -> (L,H)
 
 
 def _parts(model, component):
@@ -105,7 +109,8 @@ def _ablation(kind, layer, index, replacement):
 
 
 def _replacements(model, ids, kind, reference, sites):
-    """f(site, layer, index): what an ablated part is replaced by, a tensor that broadcasts to it."""
+    """f(site, layer, index): what an ablated part is replaced by, a tensor that broadcasts to
+    it."""
     if kind not in ("zero", "mean", "resample"):
         raise ValueError(f'kind must be "zero", "mean" or "resample", got {kind!r}')
     if kind == "zero":
@@ -137,7 +142,8 @@ def _replacements(model, ids, kind, reference, sites):
 
 
 def _measure(model, ids, answers):
-    """f(final residual streams (B,R,n,C)) -> (R,): each run's mean next-token loss, or its logit difference."""
+    """f(final residual streams (B,R,n,C)) -> (R,): each run's mean next-token loss, or its logit
+    difference."""
     if answers is None:
         return partial(next_token_loss, model, ids=ids)
     if not isinstance(answers, (tuple, list)) or len(answers) != 2:

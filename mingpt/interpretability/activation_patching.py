@@ -1,11 +1,11 @@
 """Where is the information that decides the answer?
 
-Two texts that differ in one token are run; a piece of one run's activations is put into the other run, and the answer
-at the last position is read again. Denoising puts clean activations into the corrupted run: a cell that moves the
-answer towards the clean one carries information that the answer depends on. Noising is the other way round, and asks
-what is needed. Neither shows what happens in other texts, nor that the cell is the only way.
-Sources: Meng et al. 2022 (arXiv 2202.05262), Zhang & Nanda 2023 (arXiv 2309.16042), Heimersheim & Nanda 2024
-(arXiv 2404.15255).
+Two texts that differ in one token are run; a piece of one run's activations is put into the other
+run, and the answer at the last position is read again. Denoising puts clean activations into the
+corrupted run: a cell that moves the answer towards the clean one carries information that the
+answer depends on. Noising is the other way round, and asks what is needed. Neither shows what
+happens in other texts, nor that the cell is the only way. Sources: Meng et al. 2022 (arXiv
+2202.05262), Zhang & Nanda 2023 (arXiv 2309.16042), Heimersheim & Nanda 2024 (arXiv 2404.15255).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from mingpt.common import CheckFailed, atomic_write
+from mingpt.common import CheckFailed, atomic_write, check_finite
 from mingpt.interpretability import figures, partial_runs, runs
 from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401, found here too
 from mingpt.interpretability.edges import path_patching  # noqa: F401, found here too
@@ -25,7 +25,8 @@ from mingpt.sites import SITES_WITH_HEADS, Patch, as_store, check_site
 
 @torch.no_grad()
 def get_activations(model, inputs, sites=("resid_post",)):
-    """{site: {layer: tensor}} of a run on a text, texts of equal token length, or ids (B,T); copies. One pass."""
+    """{site: {layer: tensor}} of a run on a text, texts of equal token length, or ids (B,T);
+    copies. One pass."""
     recorded = runs.record(model, encode(model, inputs), sites)
     return {site: recorded[site] for site in ([sites] if isinstance(sites, str) else sites)}
 
@@ -40,10 +41,12 @@ def patch_activation(model, inputs, layer, position, activation, site="resid_pos
 
 @dataclass(repr=False)
 class PatchingResult:
-    """What the patched runs of patch_layers say at the last token; measures are worked out when they are read.
+    """What the patched runs of patch_layers say at the last token; measures are worked out when
+    they are read.
 
-    Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were patched; and with
-    a B before it where B pairs were given. clean and corrupted, the unpatched runs, are () or (B,).
+    Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were
+    patched; and with a B before it where B pairs were given. clean and corrupted, the unpatched
+    runs, are () or (B,).
     """
 
     model: GPT
@@ -56,7 +59,8 @@ class PatchingResult:
 
     @property
     def logit_diff(self):
-        """cells: logit(corrupted answer) - logit(clean answer), in logits; positive = the corrupted answer is ahead."""
+        """cells: logit(corrupted answer) - logit(clean answer), in logits; positive = the corrupted
+        answer is ahead."""
         return self._squeeze(self._logit_diff("patched"))
 
     @property
@@ -71,7 +75,8 @@ class PatchingResult:
 
     @property
     def normalized(self):
-        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences: 0 as corrupted, 1 as clean."""
+        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences: 0 as
+        corrupted, 1 as clean."""
         patched = self._logit_diff("patched")  # (B,cells)
         one_for_all_cells = (-1, *[1] * (patched.ndim - 1))
         clean = self._logit_diff("clean").view(one_for_all_cells)
@@ -94,7 +99,8 @@ class PatchingResult:
 
     @property
     def kl(self):
-        """cells: KL divergence of the patched from the unpatched clean run's next-token distribution, in nats, >= 0."""
+        """cells: KL divergence of the patched from the unpatched clean run's next-token
+        distribution, in nats, >= 0."""
 
         def divergence(vectors, pair):
             clean = self._log_probs(self.vectors["clean"][pair])
@@ -107,7 +113,8 @@ class PatchingResult:
         return self._logit_diff("patched").mean(0)
 
     def plot(self, path=None):
-        """The matplotlib Figure of the mean logit_diff; written to path (.png, .svg, .pdf) if there is one."""
+        """The matplotlib Figure of the mean logit_diff; written to path (.png, .svg, .pdf) if there
+        is one."""
         title = f"{self.site}, {self.direction}"
         if not self.single:
             title += f", mean over {len(self.answers)} pairs"
@@ -117,7 +124,8 @@ class PatchingResult:
         )
 
     def to_csv(self, path):
-        """Write the mean logit_diff: a header, then a row per layer (and head), in full precision."""
+        """Write the mean logit_diff: a header, then a row per layer (and head), in full
+        precision."""
         values, rows, columns = self._table()
         with atomic_write(path) as temporary:
             figures.save_csv(values, columns, temporary, rows)
@@ -136,7 +144,8 @@ class PatchingResult:
         return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
 
     def _table(self):
-        """(values (rows, columns), labels of the rows or None for layers, labels of the columns)."""
+        """(values (rows, columns), labels of the rows or None for layers, labels of the
+        columns)."""
         values = self.mean()
         positions = figures.token_labels(self.tokens)
         has_heads = self.site in SITES_WITH_HEADS
@@ -164,7 +173,8 @@ class PatchingResult:
 
     @torch.no_grad()
     def _read(self, name, measure):
-        """(B,cells): measure(vectors (n,C), number of the pair) -> (n,), of all the vectors of that name."""
+        """(B,cells): measure(vectors (n,C), number of the pair) -> (n,), of all the vectors of that
+        name."""
         values = []
         for pair, vectors in enumerate(self.vectors[name]):  # (cells,C), or (C,)
             chunks = vectors.reshape(-1, vectors.size(-1)).split(
@@ -190,14 +200,17 @@ def patch_layers(
     each_position=True,
     max_tokens=4096,
 ):
-    """Patch every layer (and head) at every position, or with each_position=False at all positions at once.
+    """Patch every layer (and head) at every position, or with each_position=False at all at once.
 
-    clean_input, corrupted_input: texts, ids (1,T), or lists of B texts or ids (B,T), of equal token lengths.
-    target_token, corrupted_token: the clean and the corrupted answer, each an id, a text that is one token, or a list
-    of B; without a corrupted_token it is the differing token of the corrupted input.
-    direction: "denoise" puts clean activations into the corrupted run, "noise" corrupted ones into the clean run.
-    max_tokens: how many tokens may be under way at once, which bounds the memory (about 60 C + 8 H T bytes for each).
-    -> PatchingResult. Cost: 2 passes and the tails of the patched runs. Equals one patched pass per cell, to rounding.
+    clean_input, corrupted_input: texts, ids (1,T), or lists of B texts or ids (B,T), of equal token
+    lengths. target_token, corrupted_token: the clean and the corrupted answer, each an id, a text
+    that is one token, or a list of B; without a corrupted_token it is the differing token of the
+    corrupted input.
+    direction: "denoise" puts clean activations into the corrupted run, "noise" corrupted ones into
+    the clean run. max_tokens: how many tokens may be under way at once, which bounds the memory
+    (about 60 C + 8 H T bytes for each).
+    -> PatchingResult. Cost: 2 passes and the tails of the patched runs. Equals one patched pass per
+    cell, to rounding.
     """
     check_site(site)
     if direction not in ("denoise", "noise"):
@@ -206,72 +219,53 @@ def patch_layers(
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     texts = token_texts(model, corrupted[0])
 
-    # One run of both, source and target side by side, reads the weights once.
-    source_name, target_name = (
-        ("clean", "corrupted") if direction == "denoise" else ("corrupted", "clean")
-    )
-    ids = {"clean": clean, "corrupted": corrupted}
-    both = runs.record(
-        model,
-        torch.cat((ids[source_name], ids[target_name])),
-        {site, *partial_runs.base_sites(site)},
-    )
-    source, target = ({name: _half(layers, i) for name, layers in both.items()} for i in range(2))
+    names = ("clean", "corrupted") if direction == "denoise" else ("corrupted", "clean")
+    source_ids, target_ids = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+    sites = {site, *partial_runs.base_sites(site)}
+    source, target = runs.record_pair(model, source_ids, target_ids, sites)
 
     L = model.config.n_layer
-    T = clean.size(1)
     starts = list(range(L)) if site == "resid_pre" else list(range(1, L + 1))
     first = (clean != corrupted).any(0).nonzero()[0].item()  # left of it a patch changes nothing
-    positions = list(range(first, T)) if each_position else [first]
+    positions = list(range(first, clean.size(1))) if each_position else [first]
     R = model.config.n_head if site in SITES_WITH_HEADS else 1
     inject = partial_runs.inject_site(model, target, source[site], site, each_position)
     ends = partial_runs.run_patched(
         model, target, inject, starts, positions, R, max_tokens, desc="patching"
-    )
+    )  # (L,P,R,B,C)
 
-    unpatched = target["resid_post"][L - 1][:, -1]  # (B,C)
-    vectors = {
-        "patched": _as_cells(ends, starts, positions, unpatched, each_position, site),
-        source_name: source["resid_post"][L - 1][:, -1],
-        target_name: unpatched,
-    }
-    runs.check_finite(*vectors.values())
-    is_one_text = isinstance(clean_input, str)
-    is_one_row = isinstance(clean_input, torch.Tensor) and len(clean) == 1
-    return PatchingResult(
-        model, vectors, torch.stack(answers, 1), texts, site, direction, is_one_text or is_one_row
-    )
+    unpatched = [recorded["resid_post"][L - 1][:, -1] for recorded in (source, target)]  # 2 x (B,C)
+    cells = _as_cells(ends, unpatched[1], first, each_position, site in SITES_WITH_HEADS)
+    vectors = {"patched": cells, **dict(zip(names, unpatched))}
+    check_finite(*vectors.values())
+    is_text = isinstance(clean_input, str)
+    is_row = isinstance(clean_input, torch.Tensor) and len(clean) == 1
+    answers = torch.stack(answers, 1)  # (B,2)
+    return PatchingResult(model, vectors, answers, texts, site, direction, is_text or is_row)
 
 
-def _half(layers, i):
-    """{layer: tensor}: the first (i = 0) or the second half of each tensor's inputs."""
-    return {layer: x.chunk(2)[i] for layer, x in layers.items()}
+def _as_cells(ends, unpatched, first, each_position, has_heads):
+    """(B,L,H,T,C) of run_patched's (L,P,R,B,C); without H or T where there are none.
 
-
-def _as_cells(ends, starts, positions, unpatched, each_position, site):
-    """(B,L,T,C), (B,L,H,T,C) at sites with heads, or the same without T, of run_patched's {(start, position): (R,B,C)}.
-
-    Left of the first position, which is where the texts begin to differ, a patch puts in what was there.
+    Left of the first position, which is where the texts begin to differ, a patch puts in what was
+    there: those cells are the unpatched run's end (B,C).
     """
-    rows = []
-    for start in starts:
-        row = torch.stack([ends[start, position] for position in positions])  # (P,R,B,C)
-        if each_position:
-            same = unpatched.expand(positions[0], row.size(1), -1, -1)
-            row = torch.cat((same, row))  # (T,R,B,C)
-        rows.append(row)
-    cells = torch.stack(rows).permute(3, 0, 2, 1, 4)  # (L,T,R,B,C) -> (B,L,R,T,C)
+    if each_position:
+        L, _, R, _, _ = ends.shape
+        ends = torch.cat((unpatched.expand(L, first, R, -1, -1), ends), 1)  # (L,T,R,B,C)
+    cells = ends.permute(3, 0, 2, 1, 4)  # (B,L,R,T,C)
     if not each_position:
         cells = cells[:, :, :, 0]
-    return cells if site in SITES_WITH_HEADS else cells[:, :, 0]
+    return cells if has_heads else cells[:, :, 0]
 
 
 @torch.no_grad()
 def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_token=None):
-    """patch_layers(...).logit_diff for one pair at resid_post, by its definition: (L,T), in logits; slow.
+    """patch_layers(...).logit_diff for one pair at resid_post, by its definition: (L,T), in logits;
+    slow.
 
-    Each cell is a forward pass of its own, with the clean residual stream after block l at position p in the corrupted
-    run. Cost: 1 + L*T passes.
+    Each cell is a forward pass of its own, with the clean residual stream after block l at position
+    p in the corrupted run. Cost: 1 + L*T passes.
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
@@ -291,8 +285,9 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
 def check_cells(model, clean, corrupted, result, count=2):
     """A sentence; CheckFailed if cells of a sweep are not what they are when each is run by itself.
 
-    result: the PatchingResult of patch_layers(model, clean, corrupted, ...) for one pair at resid_post, denoising.
-    Checked are the `count` cells that move the answer most, and the last one. Cost: 1 pass and one run a cell.
+    result: the PatchingResult of patch_layers(model, clean, corrupted, ...) for one pair at
+    resid_post, denoising. Checked are the `count` cells that move the answer most, and the last
+    one. Cost: 1 pass and one run a cell.
     """
     differences = result.logit_diff.cpu().double()  # (L,T)
     moved = (differences - result.corrupted.item()).abs().flatten()
@@ -319,13 +314,15 @@ def check_cells(model, clean, corrupted, result, count=2):
 def attribution_patching(
     model, clean_input, corrupted_input, target_token, corrupted_token=None, sites=("resid_post",)
 ):
-    """Linear estimate of how far each cell of patch_layers moves logit_diff from the corrupted run's: {site: (L,T)}.
+    """Linear estimate of how far each cell of patch_layers moves logit_diff from the corrupted
+    run's: {site: (L,T)}.
 
-    (L,H,T) at sites with heads; in logits, averaged over the pairs; negative = towards the clean answer. The estimate
-    is (clean - corrupted activation) times the gradient in the corrupted run. It is not exact: where a softmax or an
-    activation function is saturated the gradient sees nothing, and large changes leave the straight line.
-    Inputs and answers as in patch_layers. Cost: 2 forwards and 1 backward for all sites together.
-    Source: Nanda 2023, "Attribution patching" (neelnanda.io).
+    (L,H,T) at sites with heads; in logits, averaged over the pairs; negative = towards the clean
+    answer. The estimate is (clean - corrupted activation) times the gradient in the corrupted run.
+    It is not exact: where a softmax or an activation function is saturated the gradient sees
+    nothing, and large changes leave the straight line. Inputs and answers as in patch_layers. Cost:
+    2 forwards and 1 backward for all sites together. Source: Nanda 2023, "Attribution patching"
+    (neelnanda.io).
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)

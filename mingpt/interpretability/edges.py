@@ -193,7 +193,7 @@ def _exact_scores(model, batch, max_tokens):
                 ends = partial_runs.run_patched(
                     model, base, inject, [layer + 1], [0], n_runs * len(some), read=fall
                 )
-                found.append(ends[layer + 1, 0])
+                found.append(ends[0, 0])
             scores.append(
                 F.pad(torch.cat(found).view(senders, n_runs).T, (0, len(change) - senders))
             )

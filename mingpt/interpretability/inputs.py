@@ -1,4 +1,5 @@
-"""What do the texts, ids, answers and parts that a user names mean to this model? Or an error that says what to do."""
+"""What do the texts, ids, answers and parts that a user names mean to this model? Or an error that
+says what to do."""
 
 import re
 from typing import NamedTuple
@@ -16,7 +17,8 @@ def tokenizer_of(model):
 
 
 def encode(model, inputs, name="input"):
-    """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids (B,T)."""
+    """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids
+    (B,T)."""
     if isinstance(inputs, torch.Tensor):
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise ValueError(
@@ -41,7 +43,8 @@ def encode(model, inputs, name="input"):
 
 
 def token_texts(model, ids):
-    """The texts of ids (T,), a list: without a tokenizer the numbers; <60> for one that is no token of its own."""
+    """The texts of ids (T,), a list: without a tokenizer the numbers; <60> for one that is no token
+    of its own."""
     ids = ids.tolist()
     if model.tokenizer is None:
         return [str(i) for i in ids]
@@ -52,7 +55,8 @@ def token_texts(model, ids):
 
 
 def encode_pair(model, clean_input, corrupted_input):
-    """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by token."""
+    """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by
+    token."""
     clean = encode(model, clean_input, "clean")
     corrupted = encode(model, corrupted_input, "corrupted")
     if clean.shape != corrupted.shape:
@@ -86,8 +90,9 @@ def _describe_unequal(model, clean, corrupted):
 def answer_ids(model, answer, ids, other_ids, name):
     """The answer's token id for each input, (B,).
 
-    answer: an id, a text that is one token, or a list of B of them; or None or "": the token in which the input
-    ids (B,T) differs from other_ids, if there is exactly one. name: what error messages call the answer.
+    answer: an id, a text that is one token, or a list of B of them; or None or "": the token in
+    which the input ids (B,T) differs from other_ids, if there is exactly one. name: what error
+    messages call the answer.
     """
     if answer is None or (isinstance(answer, str) and not answer):
         differ = ids != other_ids
@@ -109,7 +114,8 @@ def answer_ids(model, answer, ids, other_ids, name):
 
 
 def answer_pair(model, clean, corrupted, clean_answer, corrupted_answer):
-    """answer_ids of the clean and of the corrupted answer, 2 x (B,); ValueError where they are the same."""
+    """answer_ids of the clean and of the corrupted answer, 2 x (B,); ValueError where they are the
+    same."""
     clean_ids = answer_ids(model, clean_answer, clean, corrupted, "clean")
     corrupted_ids = answer_ids(model, corrupted_answer, corrupted, clean, "corrupted")
     same = clean_ids == corrupted_ids
@@ -137,7 +143,8 @@ def _answer_id(model, answer, name):
 
 
 class Component(NamedTuple):
-    """A part of the model. Written, heads are "3.5" (layer, head) and their inputs "3.5.q", MLPs "mlp 3"."""
+    """A part of the model. Written, heads are "3.5" (layer, head) and their inputs "3.5.q", MLPs
+    "mlp 3"."""
 
     kind: str  # head, mlp, neuron, layer (attention and MLP together), or logits
     layer: int | None = None
@@ -160,9 +167,11 @@ HOW_TO_WRITE = (
 
 
 def parse_component(model, name):
-    """The Component that a name stands for; ValueError, saying how to write one, if the model has none such.
+    """The Component that a name stands for; ValueError, saying how to write one, if the model has
+    none such.
 
-    name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp"), (3, "neuron", 17).
+    name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp"),
+    (3, "neuron", 17).
     """
     component = _component_of_text(name) if isinstance(name, str) else _component_of_tuple(name)
     if component is None:

@@ -1,10 +1,12 @@
 """Run many patched forwards at once, computing only what each patch can change.
 
-A patch in a block, at a position, changes nothing below that block and nothing left of that position. So a patched run
-is only its tail: the residual stream from the position on, which starts above the patched block. What lies left of it
-is read, as keys and values, from the run that the patch goes into, the base run. On the way up, runs that start higher
-join those already under way, and each linear layer sees the tokens of all of them as one matrix. In the last block
-only the last token is needed. No approximation: the results are those of one patched forward per run, to rounding.
+A patch in a block, at a position, changes nothing below that block and nothing left of that
+position. So a patched run is only its tail: the residual stream from the position on, which starts
+above the patched block. What lies left of it is read, as keys and values, from the run that the
+patch goes into, the base run. On the way up, runs that start higher join those already under way,
+and each linear layer sees the tokens of all of them as one matrix. In the last block only the last
+token is needed. No approximation: the results are those of one patched forward per run, to
+rounding.
 
 Where a run starts is a number from 0 to L: before that block; L is after the last one.
 """
@@ -20,12 +22,16 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]
 def base_sites(site):
     """The sites that must be recorded of the base run for patches of this site."""
     sites = ("resid_pre", "resid_post", "k", "v")
-    return (*sites, "resid_mid", "z") if site in SITES_WITH_HEADS else sites
+    if site in SITES_WITH_HEADS:
+        return (*sites, "resid_mid", "z")
+    return sites
 
 
 def stream_at(base, start):
-    """The base run's residual stream (B,T,C) before block `start`; after the last block for start = L."""
-    return base["resid_pre"][start] if start in base["resid_pre"] else base["resid_post"][start - 1]
+    """The base run's residual stream (B,T,C) before block `start`; for start = L after the last."""
+    if start in base["resid_pre"]:
+        return base["resid_pre"][start]
+    return base["resid_post"][start - 1]
 
 
 def last_token(end):
@@ -45,47 +51,49 @@ def run_patched(
     every_token=False,
     desc=None,
 ):
-    """{(start, position): (R,...)}: what `read` gives of the R patched runs that start there.
+    """(starts, positions, R, ...): what `read` gives of the R patched runs that start at each
+    place.
 
     base: {site: {layer: tensor}} of the base run of B inputs, with the sites of base_sites.
-    inject: f(start, positions) -> {position: (B,R,T-position,C)}, the residual stream that the patched runs start with.
-    starts, positions: ascending lists; there are R runs for each of their combinations.
-    read: f((B,r,n,C)) -> (r,...), of some of these runs' final residual streams, before ln_f; n = 1, the last token, or
-    with every_token n = T - position.
-    max_tokens bounds the tokens under way at once, and so the memory; one run of all B inputs is never cut.
-    desc: the progress bar's name; None shows none.
+    inject: f(start, positions) -> {position: (B,R,T-position,C)}: the residual stream that the
+    patched runs start with. starts, positions: ascending lists; R runs for each of their pairs.
+    read: f((B,r,n,C)) -> (r,...), of some of these runs' final residual streams, before ln_f;
+    n = 1, the last token, or with every_token n = T - position.
+    max_tokens: how many tokens may be under way at once, which bounds the memory; one run of all B
+    inputs is never cut. desc: the progress bar's name; None shows none.
     """
     B, T, _ = stream_at(base, starts[0]).shape
     L = model.config.n_layer
     results = {}
     total = len(starts) * len(positions) * R
     with tqdm(total=total, desc=desc, bar_format=BAR, disable=None if desc else True) as bar:
-        for chunk in _split(starts, positions, T, B, R, max_tokens):
-            some_starts, some_positions, runs = chunk
-            cells = len(some_starts) * len(some_positions) * len(range(R)[runs])
-            steps = L + 1 - some_starts[0]
+        for chunk_starts, chunk_positions, runs in _split(starts, positions, T, B, R, max_tokens):
+            share = len(chunk_starts) * len(chunk_positions) * len(range(R)[runs])
+            steps = range(chunk_starts[0], L + 1)
             tails = {}  # {position: (B,runs,n,C)}, of the runs under way
-            for step, start in enumerate(range(some_starts[0], L + 1), 1):
-                if start in some_starts:
+            for step, start in enumerate(steps, 1):
+                if start in chunk_starts:
+                    # Behind the last block only the last token is left of the runs under way.
                     tokens = slice(None) if every_token or start < L else slice(-1, None)
-                    for position, tail in inject(start, some_positions).items():
+                    for position, tail in inject(start, chunk_positions).items():
                         _join(tails, position, tail[:, runs, tokens])
                 if start < L:
-                    block = model.transformer.h[start]
                     last_only = start == L - 1 and not every_token
-                    tails = _through_block(
-                        block, base["k"][start], base["v"][start], tails, last_only
-                    )
+                    tails = _through_block(model, base, start, tails, last_only)
                 # The work grows as runs join: step s of n is s / (1 + ... + n) of it.
-                bar.update(cells * 2 * step / (steps * (steps + 1)))
+                bar.update(2 * share * step / (len(steps) * (len(steps) + 1)))
             for position, tail in tails.items():
-                for start, end in zip(some_starts, tail.chunk(len(some_starts), dim=1)):
+                for start, end in zip(chunk_starts, tail.chunk(len(chunk_starts), dim=1)):
                     results.setdefault((start, position), []).append(read(end))
-    return {cell: torch.cat(parts) for cell, parts in results.items()}
+    cells = [torch.cat(results[start, position]) for start in starts for position in positions]
+    return torch.stack(cells).unflatten(0, (len(starts), len(positions)))
 
 
 def _split(starts, positions, T, B, R, max_tokens):
-    """Cut the runs into chunks (starts, positions, slice of R) of at most max_tokens tokens, or of a single run."""
+    """Cut the runs into chunks (starts, positions, slice of R).
+
+    A chunk has at most max_tokens tokens, or is a single run.
+    """
     everything = slice(0, R)
     chunk = []
     tokens = 0  # of the chunk
@@ -100,7 +108,7 @@ def _split(starts, positions, T, B, R, max_tokens):
             chunk.append(position)
             tokens += more
             continue
-        # This position alone is too much: a few starts at a time, and if need be a few of the R runs.
+        # This position alone is too much: some starts at a time, and if need be some of the R runs.
         starts_at_once = max(1, max_tokens // (length * R))
         for first in range(0, len(starts), starts_at_once):
             some_starts = starts[first : first + starts_at_once]
@@ -118,94 +126,92 @@ def _join(tails, position, tail):
     tails[position] = tail
 
 
-def _through_block(block, base_k, base_v, tails, last_only):
-    """The tails {position: (B,R,n,C)} after one more block; with last_only their last token alone, n = 1.
+def _through_block(model, base, layer, tails, last_only):
+    """The tails {position: (B,R,n,C)} after one more block; with last_only the last token, n = 1.
 
-    Block.forward itself cannot serve: left of a tail, keys and values (B,H,T,D) are the base run's.
+    Block.forward itself cannot serve: left of a tail, keys and values are the base run's.
     """
+    block = model.transformer.h[layer]
     attn = block.attn
-    H = attn.n_head
-    C = attn.c_attn.in_features
     sizes = [tail[..., 0].numel() for tail in tails.values()]
-    x = _as_matrix(tails.values())  # (N,C)
-    q, k, v = (
-        part.split(sizes) for part in attn.c_attn(block.ln_1(x)).chunk(3, -1)
-    )  # (N,3C) -> 3 x (N,C)
+    x = _as_matrix(tails)  # (N,C): all tokens of all runs, so that each weight is read once
+    qkv = attn.c_attn(block.ln_1(x)).split(sizes)  # (N,C) -> (N,3C), cut into the tails
     if last_only:
-        x = _as_matrix(tail[:, :, -1:] for tail in tails.values())
+        tails = {position: tail[:, :, -1:] for position, tail in tails.items()}
+        x = _as_matrix(tails)
 
     z = []
-    shapes = []
-    for i, (position, tail) in enumerate(tails.items()):
-        B, R, n, _ = tail.shape
-        m = 1 if last_only else n  # tokens of each run that go on
-        # (B*R*n,C) -> (B,H,R,n,D)
-        tail_q, tail_k, tail_v = (
-            part[i].view(B, R, n, H, C // H).permute(0, 3, 1, 2, 4) for part in (q, k, v)
-        )
-        tail_q = tail_q[:, :, :, n - m :]  # (B,H,R,m,D)
-        flat_q = tail_q.reshape(B, H, R * m, -1)
-        left = flat_q @ base_k[:, :, :position].mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
-        own = tail_q @ tail_k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)
+    for tail_qkv, (position, tail) in zip(qkv, tails.items()):
+        B, R, m, C = tail.shape
+        heads = tail_qkv.view(B, R, -1, 3, attn.n_head, C // attn.n_head)
+        q, k, v = heads.permute(3, 0, 4, 1, 2, 5)  # (BRn,3C) -> 3 x (B,H,R,n,D)
+        q = q[:, :, :, -m:]  # (B,H,R,m,D)
+        base_k = base["k"][layer][:, :, :position]  # (B,H,p,D)
+        base_v = base["v"][layer][:, :, :position]
+        left = q.flatten(2, 3) @ base_k.mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
+        own = q @ k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)
         if m > 1:
-            future = torch.ones(m, n, dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones_like(own[0, 0, 0], dtype=torch.bool).triu(1)
             own.masked_fill_(future, float("-inf"))
-        scores = torch.cat((left.view(B, H, R, m, position), own), -1).mul_(
-            attn.scale
-        )  # (B,H,R,m,T)
+        scores = torch.cat((left.unflatten(2, (R, m)), own), -1)  # (B,H,R,m,T)
         del left, own  # the scores are the largest tensors under way
-        pattern = scores.softmax(-1)
+        pattern = scores.mul_(attn.scale).softmax(-1)
         del scores
-        to_left = pattern[..., :position].reshape(B, H, R * m, position)
-        from_left = to_left @ base_v[:, :, :position]  # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D)
-        tail_z = from_left.view(B, H, R, m, -1) + pattern[..., position:] @ tail_v  # (B,H,R,m,D)
+        # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D), then (B,H,R,m,n) @ (B,H,R,n,D) -> (B,H,R,m,D)
+        left_z = pattern[..., :position].flatten(2, 3) @ base_v
+        tail_z = left_z.unflatten(2, (R, m)) + pattern[..., position:] @ v
         z.append(tail_z.permute(0, 2, 3, 1, 4).reshape(-1, C))  # heads side by side again
-        shapes.append((B, R, m, C))
 
     x = x + attn.c_proj(torch.cat(z))
     x = x + block.mlp(block.ln_2(x))
-    pieces = x.split([B * R * m for B, R, m, _ in shapes])
-    return {position: piece.view(shape) for position, piece, shape in zip(tails, pieces, shapes)}
+    pieces = x.split([tail[..., 0].numel() for tail in tails.values()])
+    return {position: piece.view_as(tails[position]) for position, piece in zip(tails, pieces)}
 
 
 def _as_matrix(tails):
-    return torch.cat([tail.reshape(-1, tail.size(-1)) for tail in tails])
+    """(N,C): the tokens of all tails, one after the other."""
+    return torch.cat([tail.reshape(-1, tail.size(-1)) for tail in tails.values()])
 
 
 def inject_site(model, base, new, site, each_position=True):
-    """`inject` for run_patched: runs that start with `site` replaced by `new`, in the block below (resid_pre: above).
+    """`inject` for run_patched: runs that start with `site` replaced by `new`.
 
+    The site lies in the block below the start; resid_pre in the block above it.
     new: {layer: the site's tensor over all positions}. A run takes what is at its position, or with
-    each_position=False all from its position on. R = H runs at the sites with heads, one per head; else R = 1.
+    each_position=False all from its position on. R = H runs at the sites with heads, one for each
+    head; else R = 1.
     """
 
     def inject(start, positions):
         layer = start if site == "resid_pre" else start - 1
+        everywhere = slice(None)
 
         def patched(first, columns):  # (B,R,T-first,C)
             return patched_stream(model, base, layer, site, new[layer], first, columns)
 
         if not each_position:
-            return {position: patched(position, slice(None)) for position in positions}
+            return {position: patched(position, everywhere) for position in positions}
         if site in ("k", "v"):  # every later token reads them
             return {position: patched(position, [position]) for position in positions}
         # Every other site changes the stream at its own position alone: one go serves all positions.
         first = positions[0]
-        changed = patched(first, slice(None))
+        changed = patched(first, everywhere)
         rest = stream_at(base, start)[:, None].expand(-1, changed.size(1), -1, -1)
-        return {
-            position: torch.cat((changed[:, :, [position - first]], rest[:, :, position + 1 :]), 2)
-            for position in positions
-        }
+        tails = {}
+        for position in positions:
+            own = changed[:, :, [position - first]]  # (B,R,1,C)
+            tails[position] = torch.cat((own, rest[:, :, position + 1 :]), 2)
+        return tails
 
     return inject
 
 
-def patched_stream(model, base, layer, site, new, first, columns):
-    """(B,R,T-first,C): the residual stream from position `first` on after a block in which the site is replaced.
+def patched_stream(model, base, layer, site, new, first=0, columns=slice(None)):
+    """(B,R,T-first,C): the residual stream from `first` on after a block with the site replaced.
 
-    At the positions `columns` it is `new`, its tensor over all positions; resid_pre is itself what comes back.
-    At the sites with heads there is a run for each head, in which that head alone is replaced: R = H; else R = 1.
+    new: the site's tensor over all positions, of which the positions `columns` are put in.
+    At the sites with heads there is a run for each head, in which it alone is replaced: R = H; else
+    R = 1. At resid_pre it is the stream before the block that comes back.
     """
     if site in ("resid_pre", "resid_post"):
         return new[:, None, first:]
@@ -222,9 +228,11 @@ def patched_stream(model, base, layer, site, new, first, columns):
 
     if site not in SITES_WITH_HEADS:
         return block(before, tap)[:, None, first:]
-    # Heads do not read each other: one attention with all of them replaced gives what each alone would write.
+    # Heads do not read each other: one attention with all of them replaced gives what each alone
+    # would write.
     block.attn(block.ln_1(before), tap)
-    change = (seen["z"] - base["z"][layer])[:, :, first:]  # (B,H,n,D)
+    change = seen["z"] - base["z"][layer]  # (B,H,T,D)
     weight = block.attn.c_proj.weight.unflatten(1, (block.attn.n_head, -1))  # (C,C) -> (C,H,D)
-    mid = base["resid_mid"][layer][:, None, first:] + torch.einsum("bhnd,chd->bhnc", change, weight)
+    written = torch.einsum("bhnd,chd->bhnc", change[:, :, first:], weight)
+    mid = base["resid_mid"][layer][:, None, first:] + written  # (B,1,n,C) + (B,H,n,C)
     return mid + block.mlp(block.ln_2(mid))

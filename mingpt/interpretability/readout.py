@@ -1,7 +1,7 @@
 """What does a run say at its end? A logit difference, or a loss, from the final residual stream.
 
-There is one sign inside: logit(clean answer) - logit(corrupted answer), positive = the clean answer is ahead. Functions
-with the published sign, which is the other one, turn it where they return.
+There is one sign inside: logit(clean answer) - logit(corrupted answer), positive = the clean answer
+is ahead. Functions with the published sign, which is the other one, turn it where they return.
 """
 
 import torch
@@ -15,8 +15,9 @@ def wide_dtype(model):
 def answer_direction(model, clean_answer, corrupted_answer=None):
     """(B,C): the direction of the last normalised vector along which the clean answer is ahead.
 
-    clean_answer, corrupted_answer: ids (B,). logit(clean) - logit(corrupted) is the vector's product with it; without
-    a corrupted answer it is logit(clean). The output matrix itself is not needed.
+    clean_answer, corrupted_answer: ids (B,). logit(clean) - logit(corrupted) is the vector's
+    product with it; without a corrupted answer it is logit(clean). The output matrix itself is not
+    needed.
     """
     rows = model.lm_head.weight
     wide = wide_dtype(model)
@@ -27,7 +28,8 @@ def answer_direction(model, clean_answer, corrupted_answer=None):
 
 
 def logit_diff(model, ends, direction):
-    """logit(clean answer) - logit(corrupted answer) of final residual vectors (...,C), before ln_f: (...), in logits.
+    """logit(clean answer) - logit(corrupted answer) of final residual vectors (...,C), before ln_f:
+    (...), in logits.
 
     direction: of answer_direction, (...,C), which broadcasts to ends.
     """
@@ -36,7 +38,8 @@ def logit_diff(model, ends, direction):
 
 
 def next_token_loss(model, streams, ids):
-    """Mean loss in nats on the next tokens of ids (B,T), of each of R runs: (R,). streams (B,R,T,C), before ln_f."""
+    """Mean loss in nats on the next tokens of ids (B,T), of each of R runs: (R,). streams
+    (B,R,T,C), before ln_f."""
     B, T = ids.shape
     if T < 2:
         raise ValueError(
@@ -54,8 +57,10 @@ def next_token_loss(model, streams, ids):
 
 
 def published_logit_diff(logits, clean_answer, corrupted_answer):
-    """logit(corrupted answer) - logit(clean answer) of last-token logits (...,V): (...,1), in logits.
+    """logit(corrupted answer) - logit(clean answer) of last-token logits (...,V): (...,1), in
+    logits.
 
-    clean_answer, corrupted_answer: ids (1,). The published sign: positive = the corrupted answer is ahead.
+    clean_answer, corrupted_answer: ids (1,). The published sign: positive = the corrupted answer is
+    ahead.
     """
     return logits[..., corrupted_answer] - logits[..., clean_answer]

@@ -1,4 +1,5 @@
-"""What an experiment says in words: the two texts, the next tokens, the decisive cell. Functions return text."""
+"""What an experiment says in words: the two texts, the next tokens, the decisive cell. Functions
+return text."""
 
 
 def quote_token(tokenizer, index):
@@ -33,8 +34,8 @@ def describe_next_tokens(tokenizer, logits, count=20):
 def describe_strongest_cell(differences, tokens, clean, corrupted):
     """One sentence: the cell of a sweep that moves the answer most.
 
-    differences (L,T): of the patched runs. tokens: T texts. clean, corrupted: the differences of the unpatched runs.
-    Of cells that are equal to 0.001 it is the first in layer and position.
+    differences (L,T): of the patched runs. tokens: T texts. clean, corrupted: the differences of
+    the unpatched runs. Of cells that are equal to 0.001 it is the first in layer and position.
     """
     moved = (differences - corrupted).abs().mul(1000).round()
     layer, position = divmod(moved.argmax().item(), moved.size(1))

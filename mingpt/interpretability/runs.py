@@ -1,11 +1,14 @@
 """One run of the model, checked: the door through which every analysis goes.
 
-An analysis of a model in training mode, or of one that gives NaN, would be an analysis of noise; here it is an error.
+An analysis of a model in training mode, or of one that gives NaN, would be an analysis of noise;
+here it is an error.
 """
 
 from functools import partial
 
-from mingpt.common import check_mps
+import torch
+
+from mingpt.common import check_finite, check_mps
 from mingpt.sites import Patch, as_store
 
 
@@ -18,19 +21,12 @@ def check_model(model):
     check_mps(model.lm_head.weight.device)
 
 
-def check_finite(*tensors):
-    """ValueError if one has values that are NaN or infinite."""
-    if not all(tensor.isfinite().all() for tensor in tensors):
-        raise ValueError(
-            "the runs give values that are NaN or infinite; check the weights and the dtype"
-        )
-
-
 def run(model, ids, patches=(), stored=None):
-    """The residual stream after the last block, (B,T,C), of ids (B,T). Cost: 1 pass, without the output matrix.
+    """The residual stream after the last block, (B,T,C), of ids (B,T). Cost: 1 pass, without the
+    output matrix.
 
-    patches: a list of Patch. stored: {site: {}}, which the run fills. ValueError in training mode, and where the
-    result is not finite. The model itself keeps nothing of the run.
+    patches: a list of Patch. stored: {site: {}}, which the run fills. ValueError in training mode,
+    and where the result is not finite. The model itself keeps nothing of the run.
     """
     check_model(model)
     x = model.stream(ids, patches, stored)
@@ -45,8 +41,22 @@ def record(model, ids, sites):
     return stored
 
 
+def record_pair(model, first, second, sites):
+    """`record` of two inputs of one shape, ids (B,T) each: a pair of {site: {layer: tensor}}.
+
+    They run side by side, so that the weights are read once.
+    """
+    both = record(model, torch.cat((first, second)), sites)
+    halves = {}, {}
+    for site, layers in both.items():
+        for i, half in enumerate(halves):
+            half[site] = {layer: x.chunk(2)[i] for layer, x in layers.items()}
+    return halves
+
+
 def record_with_gradient(model, ids, sites, patches=()):
-    """(final residual stream (B,T,C), {(site, layer): tensor}) of one run that autograd can differentiate."""
+    """(final residual stream (B,T,C), {(site, layer): tensor}) of one run that autograd can
+    differentiate."""
     recorded = {}
 
     def keep(site, layer, x):
