@@ -109,7 +109,8 @@ def experiment(options):
     tokens = tokenizer.tokens(corrupted[0])
     title = (
         f"clean: {options.clean!r}\ncorrupted: {options.corrupted!r}\n"
-        f"{reports.name_model(model)}: clean residual stream put in after the layer, at the position"
+        f"{reports.name_model(model)}: "
+        "clean residual stream put in after the layer, at the position"
     )
     label = f"{quantity}, positive: the corrupted answer is ahead"
     files = figures.save_heatmap(differences, tokens, title, label, options.output)

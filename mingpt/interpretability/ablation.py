@@ -53,8 +53,10 @@ def ablate_component(model, inputs, component, kind="zero", answers=None, refere
 
 @torch.no_grad()
 def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_tokens=4096):
-    """ablate_component for every head by itself: (L,H). Cost: 1 pass and the tails of the L*H
-    ablated runs."""
+    """ablate_component for every head by itself: (L,H), in the same units.
+
+    Cost: 1 pass and the tails of the L*H ablated runs.
+    """
     ids = encode(model, inputs)
     L = model.config.n_layer
     H = model.config.n_head
@@ -109,14 +111,17 @@ def _ablation(kind, layer, index, replacement):
 
 
 def _replacements(model, ids, kind, reference, sites):
-    """f(site, layer, index): what an ablated part is replaced by, a tensor that broadcasts to
-    it."""
+    """f(site, layer, index): what an ablated part is replaced by.
+
+    It gives a tensor that broadcasts to the site, or to its head or neuron of that index.
+    """
     if kind not in ("zero", "mean", "resample"):
         raise ValueError(f'kind must be "zero", "mean" or "resample", got {kind!r}')
     if kind == "zero":
         if reference is not None:
             raise ValueError(
-                'kind "zero" takes nothing from a reference; give "mean" or "resample", or no reference'
+                'kind "zero" takes nothing from a reference; '
+                'give "mean" or "resample", or no reference'
             )
         return lambda site, layer, index: model.lm_head.weight.new_zeros(())
     if reference is None:
@@ -126,7 +131,8 @@ def _replacements(model, ids, kind, reference, sites):
     reference = encode(model, reference)
     if kind == "resample" and reference.shape != ids.shape:
         raise ValueError(
-            f"the reference must be {tuple(ids.shape)} tokens like the inputs, got {tuple(reference.shape)}"
+            f"the reference must be {tuple(ids.shape)} tokens like the inputs, "
+            f"got {tuple(reference.shape)}"
         )
     recorded = runs.record(model, reference, sites)
 
@@ -142,8 +148,10 @@ def _replacements(model, ids, kind, reference, sites):
 
 
 def _measure(model, ids, answers):
-    """f(final residual streams (B,R,n,C)) -> (R,): each run's mean next-token loss, or its logit
-    difference."""
+    """f(final residual streams (B,R,n,C)) -> (R,), what the runs are compared by.
+
+    Each run's mean next-token loss, or with answers its mean logit difference.
+    """
     if answers is None:
         return partial(next_token_loss, model, ids=ids)
     if not isinstance(answers, (tuple, list)) or len(answers) != 2:

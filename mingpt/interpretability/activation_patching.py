@@ -25,10 +25,13 @@ from mingpt.sites import SITES_WITH_HEADS, Patch, as_store, check_site
 
 @torch.no_grad()
 def get_activations(model, inputs, sites=("resid_post",)):
-    """{site: {layer: tensor}} of a run on a text, texts of equal token length, or ids (B,T);
-    copies. One pass."""
+    """{site: {layer: tensor}} of one run, copies. Cost: 1 pass.
+
+    inputs: a text, texts of equal token length, or ids (B,T). sites: names, or one name.
+    """
     recorded = runs.record(model, encode(model, inputs), sites)
-    return {site: recorded[site] for site in ([sites] if isinstance(sites, str) else sites)}
+    sites = [sites] if isinstance(sites, str) else sites
+    return {site: recorded[site] for site in sites}
 
 
 @torch.no_grad()
@@ -41,16 +44,15 @@ def patch_activation(model, inputs, layer, position, activation, site="resid_pos
 
 @dataclass(repr=False)
 class PatchingResult:
-    """What the patched runs of patch_layers say at the last token; measures are worked out when
-    they are read.
+    """What the patched runs of patch_layers say at the last token.
 
-    Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were
+    Measures are worked out when they are read. Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were
     patched; and with a B before it where B pairs were given. clean and corrupted, the unpatched
     runs, are () or (B,).
     """
 
     model: GPT
-    vectors: dict  # "patched" (B,cells,C), "clean" (B,C), "corrupted" (B,C): last-token residual vectors before ln_f
+    vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): final residual vectors
     answers: torch.Tensor  # (B,2): the clean, the corrupted answer
     tokens: list  # the corrupted input's, as texts; of the first pair
     site: str
@@ -59,8 +61,10 @@ class PatchingResult:
 
     @property
     def logit_diff(self):
-        """cells: logit(corrupted answer) - logit(clean answer), in logits; positive = the corrupted
-        answer is ahead."""
+        """cells: logit(corrupted answer) - logit(clean answer), in logits.
+
+        Positive = the corrupted answer is ahead.
+        """
         return self._squeeze(self._logit_diff("patched"))
 
     @property
@@ -75,8 +79,10 @@ class PatchingResult:
 
     @property
     def normalized(self):
-        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences: 0 as
-        corrupted, 1 as clean."""
+        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences.
+
+        0 = as in the corrupted run, 1 = as in the clean run.
+        """
         patched = self._logit_diff("patched")  # (B,cells)
         one_for_all_cells = (-1, *[1] * (patched.ndim - 1))
         clean = self._logit_diff("clean").view(one_for_all_cells)
@@ -99,8 +105,7 @@ class PatchingResult:
 
     @property
     def kl(self):
-        """cells: KL divergence of the patched from the unpatched clean run's next-token
-        distribution, in nats, >= 0."""
+        """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
 
         def divergence(vectors, pair):
             clean = self._log_probs(self.vectors["clean"][pair])
@@ -113,19 +118,16 @@ class PatchingResult:
         return self._logit_diff("patched").mean(0)
 
     def plot(self, path=None):
-        """The matplotlib Figure of the mean logit_diff; written to path (.png, .svg, .pdf) if there
-        is one."""
+        """The matplotlib Figure of the mean logit_diff; path (.png, .svg, .pdf): written there."""
         title = f"{self.site}, {self.direction}"
         if not self.single:
             title += f", mean over {len(self.answers)} pairs"
         values, rows, columns = self._table()
-        return figures.shown(
-            figures.draw_heatmap(values, columns, title, self.quantity, rows), path
-        )
+        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
+        return figures.shown(figure, path)
 
     def to_csv(self, path):
-        """Write the mean logit_diff: a header, then a row per layer (and head), in full
-        precision."""
+        """Write the mean logit_diff: a header, then a row per layer (and head), in full."""
         values, rows, columns = self._table()
         with atomic_write(path) as temporary:
             figures.save_csv(values, columns, temporary, rows)
@@ -144,8 +146,7 @@ class PatchingResult:
         return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
 
     def _table(self):
-        """(values (rows, columns), labels of the rows or None for layers, labels of the
-        columns)."""
+        """(values (rows, columns), labels of the rows or None for layers, of the columns)."""
         values = self.mean()
         positions = figures.token_labels(self.tokens)
         has_heads = self.site in SITES_WITH_HEADS
@@ -173,15 +174,16 @@ class PatchingResult:
 
     @torch.no_grad()
     def _read(self, name, measure):
-        """(B,cells): measure(vectors (n,C), number of the pair) -> (n,), of all the vectors of that
-        name."""
+        """(B,cells): a measure of all the vectors of that name.
+
+        measure: f(vectors (n,C), number of the pair) -> (n,).
+        """
         values = []
         for pair, vectors in enumerate(self.vectors[name]):  # (cells,C), or (C,)
-            chunks = vectors.reshape(-1, vectors.size(-1)).split(
-                512
-            )  # a measure may take the whole output matrix
-            found = torch.cat([measure(chunk, pair) for chunk in chunks])
-            values.append(found.view(vectors.shape[:-1]))
+            # A few at a time: a measure may need the logits of the whole vocabulary.
+            chunks = vectors.reshape(-1, vectors.size(-1)).split(512)
+            measured = torch.cat([measure(chunk, pair) for chunk in chunks])
+            values.append(measured.view(vectors.shape[:-1]))
         return torch.stack(values)
 
     def _squeeze(self, values):
@@ -261,8 +263,7 @@ def _as_cells(ends, unpatched, first, each_position, has_heads):
 
 @torch.no_grad()
 def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_token=None):
-    """patch_layers(...).logit_diff for one pair at resid_post, by its definition: (L,T), in logits;
-    slow.
+    """patch_layers(...).logit_diff for one pair, by its definition: (L,T), in logits; slow.
 
     Each cell is a forward pass of its own, with the clean residual stream after block l at position
     p in the corrupted run. Cost: 1 + L*T passes.
@@ -306,7 +307,8 @@ def check_cells(model, clean, corrupted, result, count=2):
     # fp32 rounds the sweep's sums in another order; a wrong cell is off by far more.
     if not largest <= 1e-4 * spread + 1e-5:
         raise CheckFailed(
-            f"the sweep is off by {largest:.1e}, more than rounding; report this, and use --loop until then"
+            f"the sweep is off by {largest:.1e}, more than rounding; "
+            "report this, and use --loop until then"
         )
     return f"{len(cells)} cells, each run again by itself: the largest difference is {largest:.1e}."
 
@@ -314,11 +316,10 @@ def check_cells(model, clean, corrupted, result, count=2):
 def attribution_patching(
     model, clean_input, corrupted_input, target_token, corrupted_token=None, sites=("resid_post",)
 ):
-    """Linear estimate of how far each cell of patch_layers moves logit_diff from the corrupted
-    run's: {site: (L,T)}.
+    """Linear estimate of how far each cell of patch_layers moves logit_diff: {site: (L,T)}.
 
-    (L,H,T) at sites with heads; in logits, averaged over the pairs; negative = towards the clean
-    answer. The estimate is (clean - corrupted activation) times the gradient in the corrupted run.
+    (L,H,T) at sites with heads; in logits, from the corrupted run's difference, averaged over the
+    pairs; negative = towards the clean answer. The estimate is (clean - corrupted activation) times the gradient in the corrupted run.
     It is not exact: where a softmax or an activation function is saturated the gradient sees
     nothing, and large changes leave the straight line. Inputs and answers as in patch_layers. Cost:
     2 forwards and 1 backward for all sites together. Source: Nanda 2023, "Attribution patching"

@@ -1,5 +1,8 @@
-"""What do the texts, ids, answers and parts that a user names mean to this model? Or an error that
-says what to do."""
+"""What do the texts, ids, answers and parts that a user names mean to this model?
+
+Everything that a person gives to an analysis is read here: what comes out is ids, or a component of
+the model, or a ValueError that says what was expected, what came and what to do.
+"""
 
 import re
 from typing import NamedTuple
@@ -17,8 +20,11 @@ def tokenizer_of(model):
 
 
 def encode(model, inputs, name="input"):
-    """Ids (B,T) on the model's device of a text, a list of texts of equal token length, or ids
-    (B,T)."""
+    """Ids (B,T) on the model's device.
+
+    inputs: a text, a list of texts of equal token length, or ids (B,T). name: what error messages
+    call them.
+    """
     if isinstance(inputs, torch.Tensor):
         if inputs.ndim != 2 or inputs.is_floating_point():
             raise ValueError(
@@ -43,20 +49,25 @@ def encode(model, inputs, name="input"):
 
 
 def token_texts(model, ids):
-    """The texts of ids (T,), a list: without a tokenizer the numbers; <60> for one that is no token
-    of its own."""
+    """The texts of ids (T,), a list.
+
+    Without a tokenizer they are the numbers; <60> stands for an id that is no token.
+    """
     ids = ids.tolist()
     if model.tokenizer is None:
         return [str(i) for i in ids]
-    known = model.tokenizer.encoder.tokens  # the output matrix may have more rows
+    # The output matrix may have more rows than the tokenizer has tokens.
+    known = model.tokenizer.encoder.tokens
     if all(i in known for i in ids):
         return model.tokenizer.tokens(ids)
     return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids]
 
 
 def encode_pair(model, clean_input, corrupted_input):
-    """(clean ids (B,T), corrupted ids (B,T)); ValueError if they cannot be compared token by
-    token."""
+    """(clean ids (B,T), corrupted ids (B,T)).
+
+    ValueError if they cannot be compared token by token, or if a pair has no difference.
+    """
     clean = encode(model, clean_input, "clean")
     corrupted = encode(model, corrupted_input, "corrupted")
     if clean.shape != corrupted.shape:
@@ -114,8 +125,10 @@ def answer_ids(model, answer, ids, other_ids, name):
 
 
 def answer_pair(model, clean, corrupted, clean_answer, corrupted_answer):
-    """answer_ids of the clean and of the corrupted answer, 2 x (B,); ValueError where they are the
-    same."""
+    """answer_ids of the clean and of the corrupted answer, 2 x (B,).
+
+    Without an answer it is the token in which its text differs. ValueError where both are the same.
+    """
     clean_ids = answer_ids(model, clean_answer, clean, corrupted, "clean")
     corrupted_ids = answer_ids(model, corrupted_answer, corrupted, clean, "corrupted")
     same = clean_ids == corrupted_ids
@@ -143,8 +156,11 @@ def _answer_id(model, answer, name):
 
 
 class Component(NamedTuple):
-    """A part of the model. Written, heads are "3.5" (layer, head) and their inputs "3.5.q", MLPs
-    "mlp 3"."""
+    """A part of the model.
+
+    Where a person reads or writes one, a head is "3.5" (layer, head), what it reads "3.5.q", "3.5.k"
+    or "3.5.v", and an MLP "mlp 3".
+    """
 
     kind: str  # head, mlp, neuron, layer (attention and MLP together), or logits
     layer: int | None = None

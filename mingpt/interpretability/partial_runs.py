@@ -64,12 +64,14 @@ def run_patched(
     """
     B, T, _ = stream_at(base, starts[0]).shape
     L = model.config.n_layer
-    results = {}
+    ends = {}  # {(start, position): [(r,...), ...]}
     total = len(starts) * len(positions) * R
-    with tqdm(total=total, desc=desc, bar_format=BAR, disable=None if desc else True) as bar:
+    is_silent = None if desc else True  # None: silent where there is no terminal
+    with tqdm(total=total, desc=desc, bar_format=BAR, disable=is_silent) as bar:
         for chunk_starts, chunk_positions, runs in _split(starts, positions, T, B, R, max_tokens):
             share = len(chunk_starts) * len(chunk_positions) * len(range(R)[runs])
             steps = range(chunk_starts[0], L + 1)
+            work = sum(range(1, len(steps) + 1))  # it grows as runs join: step s is s of it
             tails = {}  # {position: (B,runs,n,C)}, of the runs under way
             for step, start in enumerate(steps, 1):
                 if start in chunk_starts:
@@ -80,12 +82,12 @@ def run_patched(
                 if start < L:
                     last_only = start == L - 1 and not every_token
                     tails = _through_block(model, base, start, tails, last_only)
-                # The work grows as runs join: step s of n is s / (1 + ... + n) of it.
-                bar.update(2 * share * step / (len(steps) * (len(steps) + 1)))
+                bar.update(share * step / work)
             for position, tail in tails.items():
-                for start, end in zip(chunk_starts, tail.chunk(len(chunk_starts), dim=1)):
-                    results.setdefault((start, position), []).append(read(end))
-    cells = [torch.cat(results[start, position]) for start in starts for position in positions]
+                by_start = tail.chunk(len(chunk_starts), dim=1)
+                for start, end in zip(chunk_starts, by_start):
+                    ends.setdefault((start, position), []).append(read(end))
+    cells = [torch.cat(ends[start, position]) for start in starts for position in positions]
     return torch.stack(cells).unflatten(0, (len(starts), len(positions)))
 
 
@@ -143,7 +145,8 @@ def _through_block(model, base, layer, tails, last_only):
     z = []
     for tail_qkv, (position, tail) in zip(qkv, tails.items()):
         B, R, m, C = tail.shape
-        heads = tail_qkv.view(B, R, -1, 3, attn.n_head, C // attn.n_head)
+        D = C // attn.n_head
+        heads = tail_qkv.view(B, R, -1, 3, attn.n_head, D)
         q, k, v = heads.permute(3, 0, 4, 1, 2, 5)  # (BRn,3C) -> 3 x (B,H,R,n,D)
         q = q[:, :, :, -m:]  # (B,H,R,m,D)
         base_k = base["k"][layer][:, :, :position]  # (B,H,p,D)
@@ -157,9 +160,10 @@ def _through_block(model, base, layer, tails, last_only):
         del left, own  # the scores are the largest tensors under way
         pattern = scores.mul_(attn.scale).softmax(-1)
         del scores
-        # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D), then (B,H,R,m,n) @ (B,H,R,n,D) -> (B,H,R,m,D)
-        left_z = pattern[..., :position].flatten(2, 3) @ base_v
-        tail_z = left_z.unflatten(2, (R, m)) + pattern[..., position:] @ v
+        to_left = pattern[..., :position].flatten(2, 3)
+        left_z = to_left @ base_v  # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D)
+        own_z = pattern[..., position:] @ v  # (B,H,R,m,n) @ (B,H,R,n,D) -> (B,H,R,m,D)
+        tail_z = left_z.unflatten(2, (R, m)) + own_z
         z.append(tail_z.permute(0, 2, 3, 1, 4).reshape(-1, C))  # heads side by side again
 
     x = x + attn.c_proj(torch.cat(z))
@@ -193,7 +197,7 @@ def inject_site(model, base, new, site, each_position=True):
             return {position: patched(position, everywhere) for position in positions}
         if site in ("k", "v"):  # every later token reads them
             return {position: patched(position, [position]) for position in positions}
-        # Every other site changes the stream at its own position alone: one go serves all positions.
+        # Every other site changes its own position alone: one go serves all positions.
         first = positions[0]
         changed = patched(first, everywhere)
         rest = stream_at(base, start)[:, None].expand(-1, changed.size(1), -1, -1)

@@ -38,8 +38,10 @@ def logit_diff(model, ends, direction):
 
 
 def next_token_loss(model, streams, ids):
-    """Mean loss in nats on the next tokens of ids (B,T), of each of R runs: (R,). streams
-    (B,R,T,C), before ln_f."""
+    """Mean loss on the next tokens of ids (B,T), of each of R runs: (R,), in nats.
+
+    streams: (B,R,T,C), the final residual streams, before ln_f.
+    """
     B, T = ids.shape
     if T < 2:
         raise ValueError(

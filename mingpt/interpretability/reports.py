@@ -1,5 +1,7 @@
-"""What an experiment says in words: the two texts, the next tokens, the decisive cell. Functions
-return text."""
+"""What an experiment says in words: the two texts, the next tokens, the decisive cell.
+
+The functions return text; who calls them prints it.
+"""
 
 
 def quote_token(tokenizer, index):

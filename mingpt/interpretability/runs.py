@@ -55,8 +55,10 @@ def record_pair(model, first, second, sites):
 
 
 def record_with_gradient(model, ids, sites, patches=()):
-    """(final residual stream (B,T,C), {(site, layer): tensor}) of one run that autograd can
-    differentiate."""
+    """(final residual stream (B,T,C), {(site, layer): tensor}) of one run.
+
+    Autograd can differentiate the first by the others. Cost: 1 pass.
+    """
     recorded = {}
 
     def keep(site, layer, x):
