@@ -72,7 +72,7 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
         model,
         base,
         inject,
-        list(range(1, L + 1)),
+        partial_runs.starts_of("z", L),
         [0],
         H,
         max_tokens,

@@ -8,19 +8,20 @@ happens in other texts, nor that the cell is the only way. Sources: Meng et al. 
 2202.05262), Zhang & Nanda 2023 (arXiv 2309.16042), Heimersheim & Nanda 2024 (arXiv 2404.15255).
 """
 
-from dataclasses import dataclass
-
 import torch
 from tqdm import tqdm
 
-from mingpt.common import CheckFailed, atomic_write, check_finite
-from mingpt.interpretability import figures, partial_runs, runs
-from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401, found here too
+from mingpt.common import CheckFailed, check_finite
+from mingpt.interpretability import partial_runs, runs
+from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401
 from mingpt.interpretability.edges import path_patching  # noqa: F401, found here too
 from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, token_texts
+from mingpt.interpretability.patching_result import PatchingResult
 from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
-from mingpt.model import GPT
 from mingpt.sites import SITES_WITH_HEADS, Patch, as_store, check_site
+
+# What is put in, and the run that it is put into.
+DIRECTIONS = {"denoise": ("clean", "corrupted"), "noise": ("corrupted", "clean")}
 
 
 @torch.no_grad()
@@ -40,154 +41,6 @@ def patch_activation(model, inputs, layer, position, activation, site="resid_pos
     runs.check_model(model)
     model(encode(model, inputs), patch_params=Patch(layer, position, activation, site, head))
     return model.last_token_logits
-
-
-@dataclass(repr=False)
-class PatchingResult:
-    """What the patched runs of patch_layers say at the last token.
-
-    Measures are worked out when they are read. Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were
-    patched; and with a B before it where B pairs were given. clean and corrupted, the unpatched
-    runs, are () or (B,).
-    """
-
-    model: GPT
-    vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): final residual vectors
-    answers: torch.Tensor  # (B,2): the clean, the corrupted answer
-    tokens: list  # the corrupted input's, as texts; of the first pair
-    site: str
-    direction: str  # denoise or noise
-    single: bool  # one pair was given, not a list of pairs
-
-    @property
-    def logit_diff(self):
-        """cells: logit(corrupted answer) - logit(clean answer), in logits.
-
-        Positive = the corrupted answer is ahead.
-        """
-        return self._squeeze(self._logit_diff("patched"))
-
-    @property
-    def clean(self):
-        """The logit difference of the unpatched clean run."""
-        return self._squeeze(self._logit_diff("clean"))
-
-    @property
-    def corrupted(self):
-        """The logit difference of the unpatched corrupted run."""
-        return self._squeeze(self._logit_diff("corrupted"))
-
-    @property
-    def normalized(self):
-        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences.
-
-        0 = as in the corrupted run, 1 = as in the clean run.
-        """
-        patched = self._logit_diff("patched")  # (B,cells)
-        one_for_all_cells = (-1, *[1] * (patched.ndim - 1))
-        clean = self._logit_diff("clean").view(one_for_all_cells)
-        corrupted = self._logit_diff("corrupted").view(one_for_all_cells)
-        return self._squeeze((patched - corrupted) / (clean - corrupted))
-
-    @property
-    def log_prob(self):
-        """cells: log-probability of the clean answer, in nats."""
-
-        def of_clean_answer(vectors, pair):
-            return self._log_probs(vectors)[..., self.answers[pair, 0]]
-
-        return self._squeeze(self._read("patched", of_clean_answer))
-
-    @property
-    def probability(self):
-        """cells: probability of the clean answer."""
-        return self.log_prob.exp()
-
-    @property
-    def kl(self):
-        """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
-
-        def divergence(vectors, pair):
-            clean = self._log_probs(self.vectors["clean"][pair])
-            return (clean.exp() * (clean - self._log_probs(vectors))).sum(-1)
-
-        return self._squeeze(self._read("patched", divergence))
-
-    def mean(self):
-        """logit_diff, averaged over the pairs: cells without B."""
-        return self._logit_diff("patched").mean(0)
-
-    def plot(self, path=None):
-        """The matplotlib Figure of the mean logit_diff; path (.png, .svg, .pdf): written there."""
-        title = f"{self.site}, {self.direction}"
-        if not self.single:
-            title += f", mean over {len(self.answers)} pairs"
-        values, rows, columns = self._table()
-        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
-        return figures.shown(figure, path)
-
-    def to_csv(self, path):
-        """Write the mean logit_diff: a header, then a row per layer (and head), in full."""
-        values, rows, columns = self._table()
-        with atomic_write(path) as temporary:
-            figures.save_csv(values, columns, temporary, rows)
-
-    @property
-    def quantity(self):
-        """What logit_diff is, in words."""
-        if len(self.answers) > 1 or self.model.tokenizer is None:
-            return "logit(corrupted answer) - logit(clean answer)"
-        clean, corrupted = (self.model.tokenizer.decode([i]) for i in self.answers[0].tolist())
-        return f"logit({corrupted!r}) - logit({clean!r})"
-
-    def __repr__(self):
-        shape = "x".join(map(str, self.logit_diff.shape))
-        ends = f"clean {self.clean.mean():.2f}, corrupted {self.corrupted.mean():.2f}"
-        return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
-
-    def _table(self):
-        """(values (rows, columns), labels of the rows or None for layers, of the columns)."""
-        values = self.mean()
-        positions = figures.token_labels(self.tokens)
-        has_heads = self.site in SITES_WITH_HEADS
-        if values.ndim == 3:  # (L,H,T)
-            L, H, _ = values.shape
-            rows = [f"{layer}.{head}" for layer in range(L) for head in range(H)]
-            return values.flatten(0, 1), rows, positions
-        if values.ndim == 1:  # (L,)
-            return values[:, None], None, ["all positions"]
-        if has_heads:  # (L,H)
-            return values, None, [f"head {head}" for head in range(values.size(1))]
-        return values, None, positions
-
-    def _logit_diff(self, name):
-        """(B,cells): corrupted - clean answer."""
-
-        def difference(vectors, pair):
-            direction = answer_direction(self.model, *self.answers[pair])  # (C,)
-            return -logit_diff(self.model, vectors, direction).to(vectors.dtype)
-
-        return self._read(name, difference)
-
-    def _log_probs(self, vectors):
-        return self.model.lm_head(self.model.transformer.ln_f(vectors)).log_softmax(-1)
-
-    @torch.no_grad()
-    def _read(self, name, measure):
-        """(B,cells): a measure of all the vectors of that name.
-
-        measure: f(vectors (n,C), number of the pair) -> (n,).
-        """
-        values = []
-        for pair, vectors in enumerate(self.vectors[name]):  # (cells,C), or (C,)
-            # A few at a time: a measure may need the logits of the whole vocabulary.
-            chunks = vectors.reshape(-1, vectors.size(-1)).split(512)
-            measured = torch.cat([measure(chunk, pair) for chunk in chunks])
-            values.append(measured.view(vectors.shape[:-1]))
-        return torch.stack(values)
-
-    def _squeeze(self, values):
-        return values[0] if self.single else values
 
 
 @torch.no_grad()
@@ -215,38 +68,39 @@ def patch_layers(
     cell, to rounding.
     """
     check_site(site)
-    if direction not in ("denoise", "noise"):
+    if direction not in DIRECTIONS:
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
     texts = token_texts(model, corrupted[0])
 
-    names = ("clean", "corrupted") if direction == "denoise" else ("corrupted", "clean")
-    source_ids, target_ids = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+    ids = {"clean": clean, "corrupted": corrupted}
+    source_name, target_name = DIRECTIONS[direction]
     sites = {site, *partial_runs.base_sites(site)}
-    source, target = runs.record_pair(model, source_ids, target_ids, sites)
+    source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
 
     L = model.config.n_layer
-    starts = list(range(L)) if site == "resid_pre" else list(range(1, L + 1))
+    starts = partial_runs.starts_of(site, L)
     first = (clean != corrupted).any(0).nonzero()[0].item()  # left of it a patch changes nothing
     positions = list(range(first, clean.size(1))) if each_position else [first]
     R = model.config.n_head if site in SITES_WITH_HEADS else 1
     inject = partial_runs.inject_site(model, target, source[site], site, each_position)
     ends = partial_runs.run_patched(
         model, target, inject, starts, positions, R, max_tokens, desc="patching"
-    )  # (L,P,R,B,C)
+    )
 
-    unpatched = [recorded["resid_post"][L - 1][:, -1] for recorded in (source, target)]  # 2 x (B,C)
-    cells = _as_cells(ends, unpatched[1], first, each_position, site in SITES_WITH_HEADS)
-    vectors = {"patched": cells, **dict(zip(names, unpatched))}
+    vectors = {
+        source_name: source["resid_post"][L - 1][:, -1],  # (B,T,C) -> (B,C)
+        target_name: target["resid_post"][L - 1][:, -1],
+    }
+    vectors["patched"] = _as_cells(ends, vectors[target_name], first, each_position, site)
     check_finite(*vectors.values())
-    is_text = isinstance(clean_input, str)
-    is_row = isinstance(clean_input, torch.Tensor) and len(clean) == 1
+    is_single = not isinstance(clean_input, (list, tuple)) and len(clean) == 1
     answers = torch.stack(answers, 1)  # (B,2)
-    return PatchingResult(model, vectors, answers, texts, site, direction, is_text or is_row)
+    return PatchingResult(model, vectors, answers, texts, site, direction, is_single)
 
 
-def _as_cells(ends, unpatched, first, each_position, has_heads):
+def _as_cells(ends, unpatched, first, each_position, site):
     """(B,L,H,T,C) of run_patched's (L,P,R,B,C); without H or T where there are none.
 
     Left of the first position, which is where the texts begin to differ, a patch puts in what was
@@ -258,7 +112,7 @@ def _as_cells(ends, unpatched, first, each_position, has_heads):
     cells = ends.permute(3, 0, 2, 1, 4)  # (B,L,R,T,C)
     if not each_position:
         cells = cells[:, :, :, 0]
-    return cells if has_heads else cells[:, :, 0]
+    return cells if site in SITES_WITH_HEADS else cells[:, :, 0]
 
 
 @torch.no_grad()
@@ -319,11 +173,11 @@ def attribution_patching(
     """Linear estimate of how far each cell of patch_layers moves logit_diff: {site: (L,T)}.
 
     (L,H,T) at sites with heads; in logits, from the corrupted run's difference, averaged over the
-    pairs; negative = towards the clean answer. The estimate is (clean - corrupted activation) times the gradient in the corrupted run.
-    It is not exact: where a softmax or an activation function is saturated the gradient sees
-    nothing, and large changes leave the straight line. Inputs and answers as in patch_layers. Cost:
-    2 forwards and 1 backward for all sites together. Source: Nanda 2023, "Attribution patching"
-    (neelnanda.io).
+    pairs; negative = towards the clean answer. The estimate is (clean - corrupted activation) times
+    the gradient in the corrupted run. It is not exact: where a softmax or an activation function is
+    saturated the gradient sees nothing, and large changes leave the straight line.
+    Inputs and answers as in patch_layers. Cost: 2 forwards and 1 backward for all sites together.
+    Source: Nanda 2023, "Attribution patching" (neelnanda.io).
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)

@@ -158,8 +158,8 @@ def _answer_id(model, answer, name):
 class Component(NamedTuple):
     """A part of the model.
 
-    Where a person reads or writes one, a head is "3.5" (layer, head), what it reads "3.5.q", "3.5.k"
-    or "3.5.v", and an MLP "mlp 3".
+    Where a person reads or writes one, a head is "3.5" (layer, head), what it reads "3.5.q",
+    "3.5.k" or "3.5.v", and an MLP "mlp 3".
     """
 
     kind: str  # head, mlp, neuron, layer (attention and MLP together), or logits

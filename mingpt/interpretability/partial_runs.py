@@ -34,6 +34,11 @@ def stream_at(base, start):
     return base["resid_post"][start - 1]
 
 
+def starts_of(site, L):
+    """Where the runs start in which this site of layer 0, ..., L - 1 is patched."""
+    return list(range(L)) if site == "resid_pre" else list(range(1, L + 1))
+
+
 def last_token(end):
     """(B,R,n,C) -> (R,B,C): the final residual vector of each run."""
     return end[:, :, -1].transpose(0, 1)
@@ -149,7 +154,7 @@ def _through_block(model, base, layer, tails, last_only):
         heads = tail_qkv.view(B, R, -1, 3, attn.n_head, D)
         q, k, v = heads.permute(3, 0, 4, 1, 2, 5)  # (BRn,3C) -> 3 x (B,H,R,n,D)
         q = q[:, :, :, -m:]  # (B,H,R,m,D)
-        base_k = base["k"][layer][:, :, :position]  # (B,H,p,D)
+        base_k = base["k"][layer][:, :, :position]  # (B,H,p,D), p for position
         base_v = base["v"][layer][:, :, :position]
         left = q.flatten(2, 3) @ base_k.mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
         own = q @ k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)

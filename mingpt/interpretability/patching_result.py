@@ -1,0 +1,165 @@
+"""What do the patched runs of a sweep say at the last token, by which measure?
+
+The logit difference is the published one, logit(corrupted answer) - logit(clean answer). Beside it:
+normalized, probability, log-probability, and KL divergence from the clean run. Sources:
+Heimersheim & Nanda 2024 (arXiv 2404.15255), Zhang & Nanda 2023 (arXiv 2309.16042).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from mingpt.common import atomic_write
+from mingpt.interpretability import figures
+from mingpt.interpretability.readout import answer_direction, logit_diff
+from mingpt.model import GPT
+from mingpt.sites import SITES_WITH_HEADS
+
+
+@dataclass(repr=False)
+class PatchingResult:
+    """What the patched runs of patch_layers say at the last token.
+
+    Measures are worked out when they are read.
+    Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were
+    patched; and with a B before it where B pairs were given. clean and corrupted, the unpatched
+    runs, are () or (B,).
+    """
+
+    model: GPT
+    vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): final residual vectors
+    answers: torch.Tensor  # (B,2): the clean, the corrupted answer
+    tokens: list  # the corrupted input's, as texts; of the first pair
+    site: str
+    direction: str  # denoise or noise
+    single: bool  # one pair was given, not a list of pairs
+
+    @property
+    def logit_diff(self):
+        """cells: logit(corrupted answer) - logit(clean answer), in logits.
+
+        Positive = the corrupted answer is ahead.
+        """
+        return self._squeeze(self._logit_diff("patched"))
+
+    @property
+    def clean(self):
+        """The logit difference of the unpatched clean run."""
+        return self._squeeze(self._logit_diff("clean"))
+
+    @property
+    def corrupted(self):
+        """The logit difference of the unpatched corrupted run."""
+        return self._squeeze(self._logit_diff("corrupted"))
+
+    @property
+    def normalized(self):
+        """cells: (patched - corrupted) / (clean - corrupted) of the logit differences.
+
+        0 = as in the corrupted run, 1 = as in the clean run.
+        """
+        patched = self._logit_diff("patched")  # (B,cells)
+        one_for_all_cells = (-1, *[1] * (patched.ndim - 1))
+        clean = self._logit_diff("clean").view(one_for_all_cells)
+        corrupted = self._logit_diff("corrupted").view(one_for_all_cells)
+        return self._squeeze((patched - corrupted) / (clean - corrupted))
+
+    @property
+    def log_prob(self):
+        """cells: log-probability of the clean answer, in nats."""
+
+        def of_clean_answer(vectors, pair):
+            return self._log_probs(vectors)[..., self.answers[pair, 0]]
+
+        return self._squeeze(self._read("patched", of_clean_answer))
+
+    @property
+    def probability(self):
+        """cells: probability of the clean answer."""
+        return self.log_prob.exp()
+
+    @property
+    def kl(self):
+        """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
+
+        def divergence(vectors, pair):
+            clean = self._log_probs(self.vectors["clean"][pair])
+            return (clean.exp() * (clean - self._log_probs(vectors))).sum(-1)
+
+        return self._squeeze(self._read("patched", divergence))
+
+    def mean(self):
+        """logit_diff, averaged over the pairs: cells without B."""
+        return self._logit_diff("patched").mean(0)
+
+    def plot(self, path=None):
+        """The matplotlib Figure of the mean logit_diff; path (.png, .svg, .pdf): written there."""
+        title = f"{self.site}, {self.direction}"
+        if not self.single:
+            title += f", mean over {len(self.answers)} pairs"
+        values, rows, columns = self._table()
+        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
+        return figures.shown(figure, path)
+
+    def to_csv(self, path):
+        """Write the mean logit_diff: a header, then a row per layer (and head), in full."""
+        values, rows, columns = self._table()
+        with atomic_write(path) as temporary:
+            figures.save_csv(values, columns, temporary, rows)
+
+    @property
+    def quantity(self):
+        """What logit_diff is, in words."""
+        if len(self.answers) > 1 or self.model.tokenizer is None:
+            return "logit(corrupted answer) - logit(clean answer)"
+        clean, corrupted = (self.model.tokenizer.decode([i]) for i in self.answers[0].tolist())
+        return f"logit({corrupted!r}) - logit({clean!r})"
+
+    def __repr__(self):
+        shape = "x".join(map(str, self.logit_diff.shape))
+        ends = f"clean {self.clean.mean():.2f}, corrupted {self.corrupted.mean():.2f}"
+        return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
+
+    def _table(self):
+        """(values (rows, columns), labels of the rows or None for layers, of the columns)."""
+        values = self.mean()
+        positions = figures.token_labels(self.tokens)
+        has_heads = self.site in SITES_WITH_HEADS
+        if values.ndim == 3:  # (L,H,T)
+            L, H, _ = values.shape
+            rows = [f"{layer}.{head}" for layer in range(L) for head in range(H)]
+            return values.flatten(0, 1), rows, positions
+        if values.ndim == 1:  # (L,)
+            return values[:, None], None, ["all positions"]
+        if has_heads:  # (L,H)
+            return values, None, [f"head {head}" for head in range(values.size(1))]
+        return values, None, positions
+
+    def _logit_diff(self, name):
+        """(B,cells): corrupted - clean answer."""
+
+        def difference(vectors, pair):
+            direction = answer_direction(self.model, *self.answers[pair])  # (C,)
+            return -logit_diff(self.model, vectors, direction).to(vectors.dtype)
+
+        return self._read(name, difference)
+
+    def _log_probs(self, vectors):
+        return self.model.lm_head(self.model.transformer.ln_f(vectors)).log_softmax(-1)
+
+    @torch.no_grad()
+    def _read(self, name, measure):
+        """(B,cells): a measure of all the vectors of that name.
+
+        measure: f(vectors (n,C), number of the pair) -> (n,).
+        """
+        values = []
+        for pair, vectors in enumerate(self.vectors[name]):  # (cells,C), or (C,)
+            # A few at a time: a measure may need the logits of the whole vocabulary.
+            chunks = vectors.reshape(-1, vectors.size(-1)).split(512)
+            measured = torch.cat([measure(chunk, pair) for chunk in chunks])
+            values.append(measured.view(vectors.shape[:-1]))
+        return torch.stack(values)
+
+    def _squeeze(self, values):
+        return values[0] if self.single else values
