@@ -1,4 +1,5 @@
-"""Sweeps against the brute-force loop over the public forward, cell by cell; ablations against single patched runs."""
+"""Sweeps against the brute-force loop over the public forward, cell by cell; ablations against
+single patched runs."""
 
 import numpy
 import pytest
@@ -66,7 +67,8 @@ def pairs(B, T, differ, seed=0):
 
 
 def tolerance(table, dtype):
-    """fp64, fp32: rounding of sums in another order. bf16 has 8 bits: rounding the stream moves a logit by 1 %."""
+    """fp64, fp32: rounding of sums in another order. bf16 has 8 bits: rounding the stream moves a
+    logit by 1 %."""
     spread = (table.max() - table.min()).item()
     return {
         torch.float64: 1e-10,
@@ -406,7 +408,8 @@ def test_ablations_say_what_they_need():
 
 
 def four_passes(model, clean, corrupted, sender, receivers, freeze_mlps):
-    """Path patching as Wang et al. describe it, with the public forward alone: the change of the logit difference."""
+    """Path patching as Wang et al. describe it, with the public forward alone: the change of the
+    logit difference."""
     layer, head = sender
     acts = get_activations(model, clean, ["z", "mlp_out"])
     new_z = get_activations(model, corrupted, "z")["z"][layer][:, head]
@@ -603,7 +606,8 @@ def test_a_bf16_result_can_be_drawn(tmp_path):
 
 
 def test_ablations_in_bf16_are_near_those_in_fp64():
-    """A difference of two losses that were rounded to bf16 would be 0 or 1/128; they are taken in fp32."""
+    """A difference of two losses that were rounded to bf16 would be 0 or 1/128; they are taken in
+    fp32."""
     model, (ids, _) = make_model(), pairs(1, 12, [[1]])
     right = ablate_heads(model, ids)
     rounded = ablate_heads(make_model(dtype=torch.bfloat16), ids)

@@ -1,4 +1,5 @@
-"""The experiment script as its user meets it: what it prints and writes, and what it says to bad input."""
+"""The experiment script as its user meets it: what it prints and writes, and what it says to bad
+input."""
 
 import csv
 import io
@@ -184,7 +185,8 @@ def test_empty_answers_are_taken_from_the_differing_token(folder, tmp_path):
 BAD = {
     "different token counts": (
         {"corrupted": "ab Smith Smith"},
-        "equally many tokens, got 6 and 4:\n  clean     a|b| Jones| |a|b\n  corrupted a|b| Smith| Smith\n"
+        "equally many tokens, got 6 and 4:\n"
+        "  clean     a|b| Jones| |a|b\n  corrupted a|b| Smith| Smith\n"
         "first difference at position 2; choose a replacement of the same length",
     ),
     "identical inputs": ({"corrupted": CLEAN}, "are the same"),
@@ -348,7 +350,8 @@ def test_importing_the_script_runs_nothing(tmp_path):
 
 
 def test_importing_the_package_loads_nothing_that_draws_or_downloads():
-    code = "import sys, mingpt.model; print({'matplotlib', 'huggingface_hub', 'requests'} & sys.modules.keys())"
+    heavy = {"matplotlib", "huggingface_hub", "requests"}
+    code = f"import sys, mingpt.model; print({heavy} & sys.modules.keys())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -475,7 +478,8 @@ def test_progress_is_shown_on_a_terminal_alone(folder, tmp_path, monkeypatch):
 
 
 def test_gpt2_itself_gives_the_published_table_and_heatmap(tmp_path):
-    """Universitat d'Alacant's figure, its heatmap read off the picture's colours; wherever gpt2 is in the cache."""
+    """Universitat d'Alacant's figure, its heatmap read off the picture's colours; wherever gpt2 is
+    in the cache."""
     if not REFERENCE.exists():
         pytest.skip(f"the published numbers are not at {REFERENCE}")
     if not any(hub.cached(hub.Hub("gpt2").repo, "main", weights) for weights in hub.WEIGHTS):
