@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.kill_training import TEXT, kill_and_compare
-from experiments import train
+from experiments import corpora, train
 from mingpt.hub import steps_in
 from mingpt.interpretability.activation_patching import patch_layers
 from mingpt.model import GPT, GPTConfig
@@ -300,7 +300,7 @@ def test_the_presets_have_the_sizes_in_their_names():
     sizes = {}
     for name, preset in train.PRESETS.items():
         with torch.device("meta"):
-            model = GPT(GPTConfig(**train.chosen(preset, GPTConfig), tie_word_embeddings=True))
+            model = GPT(GPTConfig(**train.shared_fields(preset, GPTConfig), tie_word_embeddings=True))
         sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
     assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes[
         "austen-5.6m"
@@ -320,25 +320,25 @@ def shelf(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Hub({"texts": files}) as hub:
         place = f"{hub.url}/texts/resolve/main/"
-        corpora = {
+        served = {
             "shakespeare": [(place + "input.txt", len(plain), hashlib.sha256(plain).hexdigest())],
             "austen": [(place + "pg158.txt", len("EMMA\n\n" + "handsome\n" * 99), None)],
         }
-        monkeypatch.setattr(train, "CORPORA", corpora)
+        monkeypatch.setattr(corpora, "CORPORA", served)
         yield hub, tmp_path / "cache" / "mingpt"
 
 
 def test_a_corpus_is_downloaded_once_and_comes_without_header_and_licence(shelf):
     hub, cache = shelf
     for _ in range(2):
-        assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
-        assert train.read_corpus("austen") == ["EMMA\n\n" + "handsome\n" * 99]
+        assert corpora.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+        assert corpora.read_corpus("austen") == ["EMMA\n\n" + "handsome\n" * 99]
     assert len(hub.requests) == 2
     assert {path.name for path in cache.rglob("*.*")} == {"input.txt", "pg158.txt"}
 
 
 def test_the_python_corpus_is_the_standard_librarys_source_without_its_tests():
-    texts = train.read_corpus("python")
+    texts = corpora.read_corpus("python")
     assert Path(json.__file__).read_text(encoding="utf-8") in texts
     assert sum(map(len, texts)) > 5e6 and not any("import torch" in text for text in texts)
 
@@ -348,11 +348,11 @@ def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):
     hub.cut["input.txt"] = [9_000, 5_000]
     for size in (8_192, 12_288):  # whole pieces of 4,096 bytes
         with pytest.raises(ValueError, match="did not come whole.*run this again"):
-            train.read_corpus("shakespeare")
+            corpora.read_corpus("shakespeare")
         assert [(path.name, path.stat().st_size) for path in cache.rglob("*.*")] == [
             ("input.part", size)
         ]
-    assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+    assert corpora.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
     assert [start for _, _, start in hub.requests] == ["bytes=0-", "bytes=8192-", "bytes=12288-"]
 
 
@@ -360,7 +360,7 @@ def test_a_download_that_was_killed_before_its_last_step_is_taken_as_it_is(shelf
     hub, cache = shelf
     (cache / "shakespeare").mkdir(parents=True)
     (cache / "shakespeare" / "input.part").write_bytes(hub.repos["texts"]["input.txt"])
-    assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+    assert corpora.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
 
 
 @pytest.mark.parametrize("corpus, file", [("shakespeare", "input.txt"), ("austen", "pg158.txt")])
@@ -371,10 +371,10 @@ def test_what_is_not_the_text_is_refused_and_not_kept(shelf, corpus, file):
         data.replace(b"o", b"0") if corpus == "shakespeare" else data[: data.index(b"*** END")]
     )
     with pytest.raises(ValueError, match="bytes of text, not the .* expected; nothing was kept"):
-        train.read_corpus(corpus)
+        corpora.read_corpus(corpus)
     assert not [*cache.rglob("*.*")]
     hub.sent.clear()
-    train.read_corpus(corpus)
+    corpora.read_corpus(corpus)
 
 
 def test_without_a_network_the_error_says_what_to_do(shelf, capsys):
