@@ -97,10 +97,10 @@ def test_it_is_small_and_stored_in_half_precision_but_computes_in_single(model):
 def test_it_copies_names_and_random_tokens_from_the_context(model):
     """The issue's measures: held-out names, and the second copy of random tokens, which no memory can give."""
     measured = train_names.measure(model)
-    assert measured["names_right"] >= 0.95
-    assert measured["median_probability"] >= 0.2
-    assert measured["second_copy"] <= measured["first_copy"] - 3
-    assert measured["induction"] >= 0.4
+    assert measured.names_right >= 0.95
+    assert measured.median_probability >= 0.2
+    assert measured.second_copy <= measured.first_copy - 3
+    assert measured.induction >= 0.4
 
 
 def test_the_picture_shows_what_gpt2s_does(model):
@@ -119,10 +119,8 @@ def test_the_measures_fail_a_model_that_has_learned_nothing(model):
     untrained = GPT(model.config).eval()
     untrained.tokenizer = model.tokenizer
     measured = train_names.measure(untrained, pairs=40, chunks=4)
-    assert 0.1 < measured["names_right"] < 0.9 and measured["median_probability"] < 0.01
-    assert (
-        abs(measured["second_copy"] - measured["first_copy"]) < 0.5 and measured["induction"] < 0.1
-    )
+    assert 0.1 < measured.names_right < 0.9 and measured.median_probability < 0.01
+    assert abs(measured.second_copy - measured.first_copy) < 0.5 and measured.induction < 0.1
 
 
 def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first(model):
@@ -141,7 +139,7 @@ def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first
             return torch.zeros(B, T, model.config.vocab_size), None
 
     measured = train_names.measure(Stub(), pairs=2, chunks=2)
-    assert measured["induction"] == 1 and measured["head"] == (1, 1)
+    assert measured.induction == 1 and measured.head == (1, 1)
 
 
 def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
