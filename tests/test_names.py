@@ -95,7 +95,7 @@ def test_it_is_small_and_stored_in_half_precision_but_computes_in_single(model):
 
 
 def test_it_copies_names_and_random_tokens_from_the_context(model):
-    """The issue's measures: held-out names, and the second copy of random tokens, which no memory can give."""
+    """Held-out names, and the second copy of random tokens, which no memory can give."""
     measured = train_names.measure(model)
     assert measured.names_right >= 0.95
     assert measured.median_probability >= 0.2
@@ -104,7 +104,7 @@ def test_it_copies_names_and_random_tokens_from_the_context(model):
 
 
 def test_the_picture_shows_what_gpt2s_does(model):
-    """The changed token's column decides early, the last one late, those before the change do nothing."""
+    """The changed token's column decides early, the last one late, the first one never."""
     differences = patch_loop(model, CLEAN, CLEAN.replace("Jones", "Smith"), " Jones", " Smith")
     unpatched = differences[0, 0]
     assert unpatched > 0
@@ -124,7 +124,7 @@ def test_the_measures_fail_a_model_that_has_learned_nothing(model):
 
 
 def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first(model):
-    """Attention written by hand: every query of the second copy on the token after its earlier occurrence scores 1."""
+    """Attention by hand: each query of the second copy on the token after the earlier one: 1."""
 
     class Stub:
         config, tokenizer = model.config, model.tokenizer
@@ -162,7 +162,7 @@ def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
 
 
 def test_the_training_command_runs_goes_on_and_writes_a_model(tmp_path, monkeypatch):
-    """A few steps of a small one, with the tokenizer of the embedded model to save the time of training one."""
+    """A few steps of a small one, with the embedded model's tokenizer, to save time."""
     monkeypatch.setattr(
         train_names, "make_tokenizer", lambda novels: GPT.from_pretrained("names").tokenizer
     )

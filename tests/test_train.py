@@ -1,4 +1,4 @@
-"""python -m experiments.train: the corpora, the run and what it leaves; kills, downloads and wrong use."""
+"""python -m experiments.train: corpora, the run and what it leaves; kills, downloads, wrong use."""
 
 import csv
 import hashlib
@@ -26,8 +26,15 @@ from tests.hub import Hub
 TINY = train.Preset(
     257, 2, 3, 21, 16, batch_size=4, max_iters=6, learning_rate=1e-3, kept=3, checkpoint_interval=2
 )
-HEADER = "The Project Gutenberg eBook of Emma\r\n\r\n*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
-LICENCE = "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\nUpdated editions will replace the previous one.\r\n"
+HEADER = (
+    "The Project Gutenberg eBook of Emma\r\n\r\n"
+    "*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
+)
+LICENCE = (
+    "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n"
+    "Updated editions will replace the previous one.\r\n"
+)
+SMALLEST = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --device cpu".split()
 
 
 def rows(folder):
@@ -211,8 +218,8 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
     (tmp_path / "texts").mkdir()
     for name in ("b", "a"):
         (tmp_path / "texts" / f"{name}.txt").write_text(f"{name} " + TEXT[:4000])
-    options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 5 --kept 4 --device cpu"
-    arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options.split()]
+    options = [*SMALLEST, "--max-iters", "5", "--kept", "4"]
+    arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options]
     first = command(*arguments)
     assert first.returncode == 0 and "bits per byte" in first.stdout and "tokens/s" in first.stdout
     assert (
@@ -282,8 +289,8 @@ def test_other_tokens_are_not_taken_for_those_of_the_run(tmp_path, monkeypatch):
 
 def test_a_sample_that_the_terminal_cannot_show_does_not_end_the_run(tmp_path):
     (tmp_path / "text.txt").write_text("\u0416\u0428" * 3000, encoding="utf-8")
-    options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 6 --kept 6 --device cpu"
-    process = [sys.executable, "-m", "experiments.train", "text.txt", *options.split()]
+    options = [*SMALLEST, "--max-iters", "6", "--kept", "6"]
+    process = [sys.executable, "-m", "experiments.train", "text.txt", *options]
     environment = os.environ | {
         "PYTHONIOENCODING": "cp1252",
         "PYTHONPATH": os.getcwd(),
@@ -300,7 +307,8 @@ def test_the_presets_have_the_sizes_in_their_names():
     sizes = {}
     for name, preset in train.PRESETS.items():
         with torch.device("meta"):
-            model = GPT(GPTConfig(**train.shared_fields(preset, GPTConfig), tie_word_embeddings=True))
+            shape = train.shared_fields(preset, GPTConfig)
+            model = GPT(GPTConfig(**shape, tie_word_embeddings=True))
         sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
     assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes[
         "austen-5.6m"
@@ -311,11 +319,9 @@ def test_the_presets_have_the_sizes_in_their_names():
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A server with a plain text and a Gutenberg file, which are the corpora, and an empty cache."""
-    plain, novel = (
-        b"To be, or not to be.\n" * 999,
-        (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode(),
-    )
+    """A server with a plain text and a Gutenberg file, which are the corpora; an empty cache."""
+    plain = b"To be, or not to be.\n" * 999
+    novel = (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode()
     files = {"input.txt": plain, "pg158.txt": novel}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Hub({"texts": files}) as hub:

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it shows what it does, it resumes exactly, and a kill leaves a whole checkpoint."""
+"""The training loop: it learns, shows what it does, resumes exactly; a kill leaves it whole."""
 
 import os
 import signal
@@ -26,9 +26,8 @@ class Counting(torch.utils.data.Dataset):
 
 def small_model():
     torch.manual_seed(0)
-    return GPT(
-        GPTConfig(n_layer=2, n_head=3, n_embd=21, vocab_size=11, block_size=6)
-    )  # with dropout, which draws from the RNG
+    # With dropout, which draws from the global generator.
+    return GPT(GPTConfig(n_layer=2, n_head=3, n_embd=21, vocab_size=11, block_size=6))
 
 
 def make_trainer(model=None, **settings):
@@ -67,10 +66,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     trainer = make_trainer(
         max_iters=60, learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_interval=1
     )
-    with pytest.raises(
-        ValueError,
-        match="step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate",
-    ):
+    fault = (
+        "step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate"
+    )
+    with pytest.raises(ValueError, match=fault):
         trainer.run()
     trainer = make_trainer(checkpoint_dir=tmp_path)
     assert trainer.resume()  # pretrained.load takes no weights that are not finite
@@ -89,6 +88,12 @@ def test_a_cleaning_that_was_cut_short_is_done_again(tmp_path):
     again.resume()
     again.run()
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    (tmp_path / ".step-00000002.999.partial" / "deeper").mkdir(parents=True)
+    make_trainer(checkpoint_dir=tmp_path, max_iters=3).run()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_callbacks_are_called_after_each_step_and_may_end_the_run():
@@ -222,7 +227,7 @@ trainer.run()
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path):
-    """Checkpoints are written all the time, so that a kill is likely to fall into the writing of one."""
+    """Checkpoints are written all the time: a kill is likely to fall into the writing of one."""
     reached = 0
     for pause in (0.31, 0.17):
         process = subprocess.Popen(
