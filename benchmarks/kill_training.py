@@ -89,6 +89,7 @@ def kill_and_compare(root, kills, seed=0):
 def run_undisturbed(folder, steps):
     """Seconds that the run takes from its first checkpoint to its end."""
     process = start(folder, steps)
+    # Python's own start takes longer than all the training.
     wait_for_more(folder, -1, process)
     began = time.monotonic()
     assert process.wait() == 0
@@ -96,7 +97,10 @@ def run_undisturbed(folder, steps):
 
 
 def compare(undisturbed, disturbed):
-    """AssertionError where what the two runs left is not the same."""
+    """AssertionError where what the two runs left is not the same.
+
+    Compared are the models of all kept steps, bit for bit, and the measured losses, digit by digit.
+    """
     models = steps_in(undisturbed / "run")
     others = steps_in(disturbed / "run")
     assert models.keys() == others.keys()
@@ -111,6 +115,7 @@ def compare(undisturbed, disturbed):
 
 
 def main():
+    """The command line: prints where the run was killed, or ends with an AssertionError."""
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with tempfile.TemporaryDirectory() as root:
         reached = kill_and_compare(root, kills)

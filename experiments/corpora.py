@@ -55,7 +55,7 @@ def read_corpus(name):
 
 
 def _paths(name):
-    """The files of a corpus, in a fixed order."""
+    """The files of a corpus, a list of Path in a fixed order: the order decides the text."""
     if name in CORPORA:
         return [download(name, *source) for source in CORPORA[name]]
     if name == "python":
@@ -90,6 +90,7 @@ def download(corpus, address, size, sha256):
     whole = data.decode(errors="replace").replace("\r\n", "\n")
     text = strip_licence(whole)
     length = len(text.encode())
+    # What a server answers is not always what was asked for.
     is_same_file = hashlib.sha256(data).hexdigest() == sha256
     # Without the marks at its end the file is cut, or another one.
     is_like_it = text != whole and abs(length / size - 1) <= TOLERANCE
@@ -102,7 +103,7 @@ def download(corpus, address, size, sha256):
 
 
 def _fetch_rest(address, part):
-    """Append to the file part what it lacks of the address."""
+    """Append to the file part what it lacks of the address; ValueError if that breaks off."""
     import requests
 
     start = part.stat().st_size if part.exists() else 0

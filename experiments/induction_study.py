@@ -31,7 +31,8 @@ from mingpt.interpretability.induction import (
 )
 from mingpt.model import GPT
 
-# The names of an InductionStudy's fields in tables and pictures.
+# What tables and pictures call the fields of an InductionStudy. The names are short, since they
+# stand over columns and panels; induction.py says what each is.
 ATTENTION = {
     "A(r)": "attention_repeats",
     "A(c)": "attention_controls",
@@ -55,7 +56,10 @@ LARGEST = 5  # heads that are named in a picture or a printed line
 
 
 def columns(study):
-    """{name: (B,L,H) for each head, or (B,) for the model} of all that the study holds."""
+    """{name: (B,L,H) for each head, or (B,) for the model} of all that the study holds.
+
+    The names are those of the tables and pictures: "A(r)-A(c)", "change of Delta, zero" ...
+    """
     named = {}
     for name, field in (ATTENTION | LOSSES | {"Delta": "delta"}).items():
         named[name] = getattr(study, field)
@@ -77,7 +81,7 @@ class Row:
 
 
 def summarize(study):
-    """A list of Row: every column of the study, head by head."""
+    """A list of Row: every column of the study, head by head, in the order of columns."""
     rows = []
     for name, values in columns(study).items():
         mean, error = mean_error(values)
@@ -88,7 +92,7 @@ def summarize(study):
 
 
 def dotted(head):
-    """The text "layer.head" of (layer, head)."""
+    """The text "3.5" of head (3, 5), by which a reader knows it."""
     return ".".join(map(str, head))
 
 
@@ -139,7 +143,10 @@ def _draw_maps(strip, maps, row_name="layer", column_name="head", alike=()):
 
 @torch.no_grad()
 def _patterns(model, prompts, layer, head):
-    """{title: the head's mean pattern}: whole on r; queries in piece 2, keys in piece 1 on r, c."""
+    """{title: the head's mean pattern over up to 16 bases}: on r; and on r and c, zoomed.
+
+    Zoomed are the queries in piece 2 and the keys in piece 1.
+    """
     n = prompts.size(2) // 4
     pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T)
     # One repeat and its control at a time: the patterns of all layers are recorded.
@@ -153,7 +160,7 @@ def _patterns(model, prompts, layer, head):
 
 
 def plot_curve(curve, path=None, losses=None):
-    """The Figure of induction_curve by step: A(r) - A(c) of the heads, and the prompts' losses.
+    """The Figure of induction_curve, {step: study}: A(r) - A(c) of the heads, losses below.
 
     losses: of the training itself, as read_losses gives them; a panel for them goes below.
     """
@@ -175,7 +182,10 @@ def plot_curve(curve, path=None, losses=None):
 
 
 def _draw_heads(axes, curve):
-    """A line for each head, the highest first; the first few are named, the others grey."""
+    """A line for each head: the highest ones named, the others grey behind them.
+
+    The height of a head is its largest mean at any step.
+    """
     means = [study.attention_difference.mean(0) for study in curve.values()]
     heads = torch.stack(means)  # (S,L,H), S steps
     ranking = heads.amax(0).flatten().argsort(descending=True)
@@ -188,7 +198,7 @@ def _draw_heads(axes, curve):
 
 
 def _draw_losses(axes, curve):
-    """A line with standard errors for each loss that the studies have."""
+    """A line for each loss on the prompts that the studies have, with standard errors."""
     for name, field in LOSSES.items():
         losses = [getattr(study, field) for study in curve.values()]
         if losses[0] is not None:
@@ -230,7 +240,10 @@ def write_table(studies, settings, path):
 
 
 def print_study(study):
-    """Print each quantity, of the heads the largest ones, and the heads that are needed."""
+    """Print each quantity, of the heads the largest ones, and the heads that are needed.
+
+    Of a share that is nan for all heads, there is nothing to lose.
+    """
     rows = summarize(study)
     for name in columns(study):
         numbers = [row for row in rows if row.quantity == name and not math.isnan(row.mean)]
@@ -254,6 +267,7 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "induction.png"
+    # Before the work, so that it is not lost.
     figures.check_output(picture)
     content = Path(text).read_text(encoding="utf-8") if text else None
     # Before the model is read: a run that is still going on writes newer ones.

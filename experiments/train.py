@@ -32,24 +32,28 @@ from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer, TrainerConfig
 
-BYTES = 257  # the vocabulary of a model whose tokens are bytes: no merges, and the end of text
-MEASURED = 100  # rows, spread evenly over a text, on which a loss is measured
-# Of curve.csv, and of the rows of a trainer's history. Losses are in nats per token;
-# validation_error is the standard error of the mean over the rows.
+# The vocabulary of a model whose tokens are bytes: 256 of them, and the end of text.
+BYTES = 257
+# Rows, spread evenly over a text, on which a loss is measured.
+MEASURED = 100
+# Of curve.csv, and of the rows of a trainer's history.
 COLUMNS = (
     "step",
-    "tokens",
-    "seconds",
-    "train_loss",
+    "tokens",  # that the training has seen, repetitions included
+    "seconds",  # of training, without the measuring
+    "train_loss",  # in nats per token
     "validation_loss",
-    "validation_error",
-    "bits_per_byte",
+    "validation_error",  # standard error of the mean over the measured rows
+    "bits_per_byte",  # the validation loss, comparable between tokenizers
 )
 
 
 @dataclass
 class Preset:
-    """A model and its training; on the command line each field is an option."""
+    """A model and its training.
+
+    Each field is an option of the command line too, which replaces the preset's value.
+    """
 
     vocab_size: Annotated[int, "of a byte-level BPE trained on the text; 257: a token per byte"]
     n_layer: Annotated[int, "layers"]
@@ -74,32 +78,39 @@ class Preset:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
 
-PRESETS = {  # vocabulary, layers, heads, width, context, batch, steps, learning rate
+# Vocabulary, layers, heads, width, context, batch, steps, learning rate.
+PRESETS = {
     "shakespeare-char": Preset(BYTES, 4, 4, 128, 128, 32, 3000, 2e-3),
     "shakespeare-gpu": Preset(BYTES, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2),
     "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),
     "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
     "python-1m": Preset(2048, 4, 4, 128, 128, 32, 8000, 4e-3),
 }
+# Of a corpus, where none is named.
 PRESET_OF = {"shakespeare": "shakespeare-char", "austen": "austen-2m", "python": "python-1m"}
 
 
 def windows(ids, T, stride=1):
-    """A dataset of (x, y), each (T,): one from every `stride` tokens on, of ids (N,)."""
+    """A dataset of (x, y), each (T,): one from every `stride` tokens on, of ids (N,).
+
+    y is x one token later: what the model is to predict at each position.
+    """
     rows = ids.unfold(0, T + 1, stride)  # (N,) -> (rows,T+1), a view
     return TensorDataset(rows[:, :-1], rows[:, 1:])
 
 
 def train(texts, preset, output, device="auto"):
-    """The trained model, which the folder has too.
+    """The trained model, in eval mode; the folder output has it too.
 
-    texts: a list of str. It seeds torch's random numbers. ValueError if the folder has a run with
-    other settings or another text.
+    texts: a list of str. Goes on from the newest checkpoint in the folder, if there is one. It
+    seeds torch's random numbers. ValueError if the folder has a run with other settings, another
+    text or other tokens, and if the text is too short.
     """
     output = Path(output)
     text = END_OF_TEXT.join(texts)
     cut = len(text) * 9 // 10
     parts = (text[:cut], text[cut:])  # for training, for validation
+    # From the training part alone: the validation text must be new in every respect.
     merges = []
     if preset.vocab_size != BYTES:
         merges = train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
@@ -111,7 +122,7 @@ def train(texts, preset, output, device="auto"):
             f"the last tenth of the text has {len(ids[1])} tokens, needs {needed}; give more text"
         )
     trainer = make_trainer(preset, tokenizer, ids[0], output, device)
-    # Not before trainer and model: settings that they refuse must not claim the folder.
+    # Only now: settings that the model or the trainer refuses must not claim the folder.
     contents = {"text": text, "merges": repr(merges)}
     hashes = {
         name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()
@@ -123,6 +134,7 @@ def train(texts, preset, output, device="auto"):
     bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
     measure = partial(measure_losses, rows=rows, bits=bits, path=output / "curve.csv")
     trainer.add_callback("on_batch_end", measure)
+    # The untrained model is measured too.
     measure(trainer)
     trainer.run()
     draw_curve(trainer.history, output / "curve.png")
@@ -130,7 +142,10 @@ def train(texts, preset, output, device="auto"):
 
 
 def make_trainer(preset, tokenizer, ids, output, device):
-    """The Trainer of a new model on ids (N,), with checkpoints in the folder output."""
+    """The Trainer of a new model on ids (N,), with checkpoints in the folder output.
+
+    The model has minGPT's own initial weights, which follow from preset.seed.
+    """
     torch.manual_seed(preset.seed)
     config = GPTConfig(**shared_fields(preset, GPTConfig), tie_word_embeddings=True)
     config.embd_pdrop = preset.dropout
@@ -152,18 +167,28 @@ def make_trainer(preset, tokenizer, ids, output, device):
 
 
 def shared_fields(preset, config_class):
-    """{name: value} of the preset's fields that the configuration has too."""
+    """{name: value} of the preset's fields that the configuration has too.
+
+    A preset describes model and training at once; each configuration takes its own part.
+    """
     names = {field.name for field in fields(config_class)}
     return {name: value for name, value in asdict(preset).items() if name in names}
 
 
 def _spread_rows(ids, T):
-    """MEASURED rows of T tokens, spread evenly over ids (N,); fewer if they would overlap."""
+    """MEASURED rows of T tokens, spread evenly over ids (N,); fewer if they would overlap.
+
+    Always the same ones, so that losses at different steps can be compared.
+    """
     return windows(ids, T, max(T, len(ids) // MEASURED))
 
 
 def record_settings(output, settings):
-    """Write the settings into the folder; ValueError if it has others, or none but checkpoints."""
+    """Write the settings into the folder's settings.json.
+
+    ValueError if it has other settings, or checkpoints without any. settings: {name: value}, with
+    the hashes of text and merges, since other text or tokens would be another run as well.
+    """
     path = output / "settings.json"
     output.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -189,10 +214,11 @@ def measure_losses(trainer, rows, bits, path):
     """A callback: at kept steps, a row of COLUMNS for history, curve.csv and the terminal.
 
     rows: two datasets, of the training text and of the validation text. bits: per byte, of a nat
-    per token of the validation text.
+    per token of the validation text. path: where curve.csv lies; it is always whole.
     """
     step = trainer.iter_num
     config = trainer.config
+    # A run that goes on has this step's row from before.
     is_measured = trainer.history and trainer.history[-1][0] == step
     if step not in config.kept_steps or is_measured:
         return
@@ -211,7 +237,7 @@ def measure_losses(trainer, rows, bits, path):
 
 
 def print_progress(row, max_iters):
-    """Print the losses of a row of COLUMNS, and after the first how fast the training is."""
+    """Print the losses of a row of COLUMNS, and how fast the training is once it has begun."""
     step, tokens, seconds, training, validation, error, bits = row
     text = f"step {step}: training loss {training:.3f}, validation {validation:.3f} +- {error:.3f}"
     text += f", {bits:.3f} bits per byte"
@@ -222,7 +248,10 @@ def print_progress(row, max_iters):
 
 
 def print_sample(trainer, dataset):
-    """Print how the model goes on after the first 8 tokens of the dataset."""
+    """Print 60 tokens that the model writes after the first 8 of the dataset.
+
+    Losses do not show whether it writes words yet.
+    """
     start = dataset.tensors[0][:1, :8].to(trainer.device)
     model = trainer.model.eval()
     # The training's own random numbers stay as they are.
@@ -238,6 +267,7 @@ def row_losses(trainer, x, y):
     """(rows,): the mean loss of each row of x, y (rows,T), in nats, without dropout."""
     model = trainer.model.eval()
     losses = []
+    # Some rows at a time: logits are large.
     for x_part, y_part in zip(x.split(32), y.split(32)):
         logits, _ = model(x_part.to(trainer.device))  # (b,T,V)
         targets = y_part.to(trainer.device)
@@ -247,23 +277,24 @@ def row_losses(trainer, x, y):
 
 
 def draw_curve(history, path=None):
-    """The matplotlib Figure of both losses over the steps, of a trainer's history."""
+    """The matplotlib Figure of both losses over the steps, of a trainer's history.
+
+    Where validation stays behind or rises, the model learns its training text by heart.
+    """
     from matplotlib.figure import Figure
 
     columns = dict(zip(COLUMNS, zip(*history)))
     figure = Figure(layout="constrained")
     axes = figure.subplots()
-    axes.plot(columns["step"], columns["train_loss"], "o-", markersize=4, label="training text")
-    axes.plot(
-        columns["step"], columns["validation_loss"], "s--", markersize=4, label="validation text"
-    )
-    axes.legend()
+    axes.plot(columns["step"], columns["train_loss"], "o-", markersize=4)
+    axes.plot(columns["step"], columns["validation_loss"], "s--", markersize=4)
+    axes.legend(["training text", "validation text"])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     return figures.shown(figure, path)
 
 
 def main(arguments=None):
-    """The command line: 0, or 2 after a message that says what to change."""
+    """The command line: 0, or 2 after a message that says what to change; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -274,6 +305,7 @@ def main(arguments=None):
     parser.add_argument("--preset", choices=PRESETS, help=preset_help)
     parser.add_argument("--output", help="folder of the run; default: runs/PRESET")
     parser.add_argument("--device", default="auto", help=device_help)
+    # The fields' annotations are the options' types and help texts.
     for field in fields(Preset):
         kind, meaning = get_args(field.type)
         flag = f"--{field.name.replace('_', '-')}"

@@ -195,7 +195,10 @@ def measure_copying(model, count, length):
 
 
 def train(output, novels, phases=PHASES, n_layer=12):
-    """Train and write the model in half precision; goes on from checkpoints in output/phase-N."""
+    """Train the model and write it to the folder output, in half precision.
+
+    novels: a list of texts. Each phase goes on from its checkpoint in output/phase-N, if any.
+    """
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer(novels)
     config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=128, tie_word_embeddings=True)

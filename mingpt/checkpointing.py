@@ -42,7 +42,10 @@ def save(trainer):
 
 
 def _write(trainer, folder):
-    """Put model and state into the new folder; when it returns, the disk has them."""
+    """Put model and state into the new folder; when it returns, the disk has them.
+
+    Otherwise a machine that loses power could have the folder's new name, but not its contents.
+    """
     folder.mkdir(parents=True)
     pretrained.save(trainer.model, folder)
     state = {name: getattr(trainer, name) for name in STATE}
@@ -61,7 +64,10 @@ def _write(trainer, folder):
 
 
 def load_newest(trainer):
-    """Put the newest checkpoint's weights and state into the trainer; False if there is none."""
+    """Put the newest checkpoint's weights and state into the trainer; False if there is none.
+
+    The global random numbers go on as well, those that dropout and callbacks draw.
+    """
     steps = steps_in(trainer.config.checkpoint_dir)
     if not steps:
         return False

@@ -22,6 +22,8 @@ from mingpt.hub import steps_in
 
 @dataclass(slots=True)
 class TrainerConfig:
+    """The settings of a Trainer, with minGPT's defaults; a step is one batch."""
+
     # "auto" is cuda if there is one, else cpu.
     device: str = "auto"
     # Processes that prepare batches; 0: this one does.
@@ -111,9 +113,11 @@ class Trainer:
         self.callbacks[onevent].append(callback)
 
     def set_callback(self, onevent, callback):
+        """Put this one in the place of all others of the event."""
         self.callbacks[onevent] = [callback]
 
     def trigger_callbacks(self, onevent):
+        """Call them in the order in which they were added."""
         for callback in self.callbacks[onevent]:
             callback(self)
 
@@ -141,6 +145,7 @@ class Trainer:
         if config.checkpoint_dir and is_fresh and steps_in(config.checkpoint_dir):
             hint = "call resume(), or take another folder"
             raise ValueError(f"{config.checkpoint_dir} has another run's checkpoints; {hint}")
+        # The untrained model, if step 0 is one of them.
         if config.checkpoint_dir and self.iter_num in config.kept_steps:
             self.save_checkpoint()
         self.model.train()
@@ -168,6 +173,7 @@ class Trainer:
         return tqdm(initial=self.iter_num * tokens, total=total, **options)
 
     def _loader(self, dataset, seed, start):
+        """Endless batches (x, y) of the dataset, from batch number start on."""
         config = self.config
         sampler = StepSampler(len(dataset), config.batch_size, seed, start)
         # The loader's own draws must not move the global generator, which dropout reads.
@@ -176,7 +182,10 @@ class Trainer:
         return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, generator=own)
 
     def _step(self, x, y):
-        """One step of the optimizer, on a batch x, y (B,T); self.loss is its mean, in nats."""
+        """One step of the optimizer, on a batch x, y (B,T).
+
+        self.loss becomes the batch's mean loss, in nats, as it was before the step.
+        """
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
