@@ -133,8 +133,9 @@ def _draw_maps(strip, maps, row_name="layer", column_name="head", alike=()):
     shared = max((largest[title] for title in alike), default=None)
     panels = strip.subplots(1, len(maps), squeeze=False)[0]
     for axes, (title, values) in zip(panels, maps.items()):
-        # A map of zeros has no scale of its own; with None matplotlib chooses one.
-        norm = CenteredNorm(0, shared if title in alike else largest[title] or None)
+        scale = shared if title in alike else largest[title]
+        # A map of zeros has no scale; with None matplotlib chooses one.
+        norm = CenteredNorm(0, scale or None)
         image = axes.imshow(values.cpu().numpy(), "RdBu_r", norm=norm, aspect="auto")
         strip.colorbar(image)
         axes.set(title=title, xlabel=column_name, ylabel=row_name)
