@@ -123,11 +123,7 @@ def train(texts, preset, output, device="auto"):
         )
     trainer = make_trainer(preset, tokenizer, ids[0], output, device)
     # Only now: settings that the model or the trainer refuses must not claim the folder.
-    contents = {"text": text, "merges": repr(merges)}
-    hashes = {
-        name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()
-    }
-    record_settings(output, asdict(preset) | hashes)
+    record_settings(output, preset, text, merges)
     trainer.resume()
 
     rows = [_spread_rows(part, preset.block_size) for part in ids]
@@ -160,7 +156,7 @@ def make_trainer(preset, tokenizer, ids, output, device):
     settings.betas = (0.9, 0.99)
     settings.final_learning_rate = preset.learning_rate / 10
     settings.checkpoint_dir = str(output)
-    # Denser early: that is where a model changes fastest.
+    # Denser early, where a model changes fastest.
     shares = [i / preset.kept for i in range(preset.kept + 1)]
     settings.kept_steps = tuple({round(preset.max_iters * share**2) for share in shares})
     return Trainer(settings, model, windows(ids, preset.block_size))
@@ -183,12 +179,15 @@ def _spread_rows(ids, T):
     return windows(ids, T, max(T, len(ids) // MEASURED))
 
 
-def record_settings(output, settings):
-    """Write the settings into the folder's settings.json.
+def record_settings(output, preset, text, merges):
+    """Write what makes this run this run into the folder's settings.json.
 
-    ValueError if it has other settings, or checkpoints without any. settings: {name: value}, with
-    the hashes of text and merges, since other text or tokens would be another run as well.
+    That is the preset, and hashes of the text and of the tokenizer's merges. ValueError if the
+    folder has other settings, or checkpoints without any.
     """
+    settings = asdict(preset)
+    settings["text"] = hashlib.sha256(text.encode()).hexdigest()
+    settings["merges"] = hashlib.sha256(repr(merges).encode()).hexdigest()
     path = output / "settings.json"
     output.mkdir(parents=True, exist_ok=True)
     if path.exists():

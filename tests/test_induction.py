@@ -56,7 +56,8 @@ def test_a_repeat_is_its_base_four_times_and_a_control_shares_only_the_first():
     repeat, control = draw_prompts(random_model(), N, B)
     assert repeat.shape == control.shape == (B, 4 * N)
     pieces = repeat.view(B, 4, N)
-    assert (pieces == pieces[:, :1]).all() and torch.equal(control[:, :N], repeat[:, :N])
+    assert (pieces == pieces[:, :1]).all()
+    assert torch.equal(control[:, :N], repeat[:, :N])
     assert all(len(set(piece.tolist())) == N for piece in control.view(-1, N))
     assert len({tuple(piece.tolist()) for piece in control.view(-1, N)}) == 4 * B
 
@@ -67,9 +68,11 @@ def test_bases_are_uniform_over_the_vocabulary():
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone():
-    model, before = random_model(), torch.get_rng_state()
+    model = random_model()
+    before = torch.get_rng_state()
     draws = [draw_prompts(model, N, B, seed) for seed in (0, 0, 1)]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -77,8 +80,10 @@ def test_with_a_text_everything_is_a_piece_of_it():
     model = byte_model()
     text = "".join(chr(i) for i in range(33, 127))  # each byte once: a piece of it counts up
     repeat, control, texts = draw_prompts(model, N, B, text=text)
-    assert (texts.diff() == 1).all() and (control.view(B, 4, N).diff() == 1).all()
-    assert torch.equal(repeat, control[:, :N].repeat(1, 4)) and len(texts[:, 0].unique()) > 1
+    assert (texts.diff() == 1).all()
+    assert (control.view(B, 4, N).diff() == 1).all()
+    assert torch.equal(repeat, control[:, :N].repeat(1, 4))
+    assert len(texts[:, 0].unique()) > 1
     assert draw_prompts(model, N, 1000, text=text)[2].max() == 93  # the last place is drawn too
 
 
@@ -210,15 +215,15 @@ def test_it_leaves_model_and_prompts_as_they_were():
     model = random_model()
     prompts = draw_prompts(model, N, B)
     model(prompts[0], store_activations=True)
-    kept, logits, before = dict(model.layer_activations), model.last_token_logits, prompts.clone()
+    before = prompts.clone()
+    streams = dict(model.layer_activations)
+    logits = model.last_token_logits
     with torch.enable_grad():
         study_induction(model, prompts)
         assert torch.is_grad_enabled()
-    assert (
-        model.layer_activations == kept
-        and model.last_token_logits is logits
-        and torch.equal(prompts, before)
-    )
+    assert model.layer_activations == streams
+    assert model.last_token_logits is logits
+    assert torch.equal(prompts, before)
 
 
 def test_mean_and_standard_error():
@@ -230,7 +235,8 @@ def test_mean_and_standard_error():
 def test_the_induction_head_of_the_handmade_model_is_found(handmade):
     _, study = handmade
     difference = study.attention_difference.mean(0)
-    assert divmod(difference.argmax().item(), 4) == INDUCTION_HEAD and difference.max() > 0.9
+    assert divmod(difference.argmax().item(), 4) == INDUCTION_HEAD
+    assert difference.max() > 0.9
     # All others look the same way whatever the tokens are.
     assert difference.flatten().sort().values[-2].abs() < 1e-6
     assert study.in_context.mean() < -5
@@ -248,7 +254,8 @@ def test_ablating_either_head_of_the_handmade_circuit_breaks_it_and_no_other(han
         for head in range(4):
             if (layer, head) in circuit:
                 assert study.delta.mean() + delta[layer, head] < 0.01
-                assert loss[layer, head] > 2 and share[layer, head] > 0.9
+                assert loss[layer, head] > 2
+                assert share[layer, head] > 0.9
             else:
                 assert max(abs(x[layer, head]) for x in (delta, loss, share)) < 1e-6
     named = name_candidates(study, kind)
@@ -299,7 +306,8 @@ def test_the_curve_shows_when_the_head_forms(run_folder):
     curve = induction_curve(run_folder, bases=B)
     assert list(curve) == [3, 20]
     first, last = (study.delta.mean().item() for study in curve.values())
-    assert first < 0.1 and last > 0.9
+    assert first < 0.1
+    assert last > 0.9
     assert curve[20].loss_repeats.mean() < 0.1 < curve[3].loss_repeats.mean()
     again = study_induction(induction_model(), draw_prompts(induction_model(), bases=B), ())
     values = columns(curve[20])
@@ -311,7 +319,8 @@ def test_the_curve_shows_when_the_head_forms(run_folder):
     losses = induction_study.read_losses(run_folder)
     above, below, training = plot_curve(curve, losses=losses).axes
     assert [line.get_ydata().tolist() for line in training.lines] == [[5, 1], [6, 2]]
-    assert above.get_legend_handles_labels()[1][0] == "head 1.2" and len(above.lines) == 8
+    assert above.get_legend_handles_labels()[1][0] == "head 1.2"
+    assert len(above.lines) == 8
     assert above.lines[0].get_ydata().tolist() == pytest.approx([first, last])
     assert below.get_legend_handles_labels()[1] == ["loss(r)", "loss(c)", "ICL"]
 
@@ -328,7 +337,8 @@ def test_the_picture_shows_the_means_and_the_stripe(handmade):
     for name, value in columns(study).items():
         if value.ndim == 3 and "loss(c)" not in name:
             torch.testing.assert_close(torch.from_numpy(shown[name].data), value.mean(0))
-    assert shown["1.2 on r"].shape == (32, 32) and shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
+    assert shown["1.2 on r"].shape == (32, 32)
+    assert shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
     assert (
         shown["1.2 on r, pieces 2, 1"].diagonal(1).min()
         > 0.99
@@ -364,15 +374,17 @@ def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder
     model = induction_model()
     study = study_induction(model, draw_prompts(model, bases=8, seed=3))
     mean, error = (x[INDUCTION_HEAD].item() for x in mean_error(study.attention_difference))
-    assert (
-        f"A(r)-A(c)                 1.2 {mean:.3f} +- {error:.3f}" in printed
-        and "'n': 8, 'length': 8, 'seed': 3" in printed
-    )
+    assert f"A(r)-A(c)                 1.2 {mean:.3f} +- {error:.3f}" in printed
+    assert "'n': 8, 'length': 8, 'seed': 3" in printed
     assert "needed (zero): by Delta 0.1 1.2; " in printed
     with open(output / "induction.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    steps = {step: [row for row in table if row["step"] == step] for step in ("3", "20")}
-    assert len(steps["3"]) == 3 * 8 + 4 and len(steps["20"]) == 11 * 8 + 4 and len(table) == 28 + 92
+    steps = {"3": [], "20": []}
+    for row in table:
+        steps[row["step"]].append(row)
+    assert len(steps["3"]) == 3 * 8 + 4
+    assert len(steps["20"]) == 11 * 8 + 4
+    assert len(table) == 28 + 92
     assert {(row["n"], row["length"], row["seed"], row["text"]) for row in table} == {
         ("8", "8", "3", "")
     }
@@ -417,7 +429,5 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(
 def test_an_output_that_is_a_file_is_an_error(run_folder, tmp_path, capsys):
     (tmp_path / "out").write_text("mine", encoding="utf-8")
     assert induction_study.main([str(run_folder), "--output", str(tmp_path / "out")]) == 2
-    assert (
-        "error: " in capsys.readouterr().err
-        and (tmp_path / "out").read_text(encoding="utf-8") == "mine"
-    )
+    assert "error: " in capsys.readouterr().err
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"

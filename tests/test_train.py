@@ -128,12 +128,11 @@ def test_the_last_tenth_is_not_learned_and_the_cosine_ends_at_a_tenth_of_the_rat
     settings = replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10)
     train.train(["abcd" * 2700 + unseen], settings, tmp_path, "cpu")
     last = rows(tmp_path)[-1]
-    assert float(last["train_loss"]) < 0.1 and float(last["validation_loss"]) > math.log(257)
-    assert (
-        rates[0] == pytest.approx(1e-3)
-        and max(rates) == pytest.approx(1e-2)
-        and rates[-1] == pytest.approx(1e-3, rel=0.01)
-    )
+    assert float(last["train_loss"]) < 0.1
+    assert float(last["validation_loss"]) > math.log(257)
+    assert rates[0] == pytest.approx(1e-3)
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-3, rel=0.01)
 
 
 def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_tokens(tmp_path):
@@ -145,7 +144,8 @@ def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_t
     model = train.train([text, unseen], replace(TINY, vocab_size=261), tmp_path, "cpu")
     assert model.config.vocab_size == 261
     learned = ["".join(pair) for pair in model.tokenizer.encoder.merges]
-    assert len(learned) == 4 and not set("".join(learned)) & set("zyxwvut")
+    assert len(learned) == 4
+    assert not set("".join(learned)) & set("zyxwvut")
     validation = "<|endoftext|>".join((text, unseen))
     validation = validation[len(validation) * 9 // 10 :]
     ratio = len(model.tokenizer.encode(validation, allow_special=True)) / len(validation.encode())
@@ -221,14 +221,16 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
     options = [*SMALLEST, "--max-iters", "5", "--kept", "4"]
     arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options]
     first = command(*arguments)
-    assert first.returncode == 0 and "bits per byte" in first.stdout and "tokens/s" in first.stdout
-    assert (
-        "step 5:" in first.stdout
-        and json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
-    )
+    assert first.returncode == 0
+    assert "bits per byte" in first.stdout
+    assert "tokens/s" in first.stdout
+    assert "step 5:" in first.stdout
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
     before = rows(tmp_path / "run")
     again = command(*arguments)
-    assert again.returncode == 0 and again.stdout == "" and rows(tmp_path / "run") == before
+    assert again.returncode == 0
+    assert again.stdout == ""
+    assert rows(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,9 @@ def test_wrong_use_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypa
     (tmp_path / "text.txt").write_text(TEXT)
     assert train.main(["--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
 
 
 def test_a_folder_with_another_run_is_refused_and_says_what_differs(run):
@@ -310,11 +314,11 @@ def test_the_presets_have_the_sizes_in_their_names():
             shape = train.shared_fields(preset, GPTConfig)
             model = GPT(GPTConfig(**shape, tie_word_embeddings=True))
         sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
-    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes[
-        "austen-5.6m"
-    ] == pytest.approx(5.6, abs=0.1)
+    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1)
+    assert sizes["austen-5.6m"] == pytest.approx(5.6, abs=0.1)
     shapes = {name: (p.n_layer, p.n_head, p.n_embd) for name, p in train.PRESETS.items()}
-    assert shapes["shakespeare-char"] == (4, 4, 128) and shapes["shakespeare-gpu"] == (6, 6, 384)
+    assert shapes["shakespeare-char"] == (4, 4, 128)
+    assert shapes["shakespeare-gpu"] == (6, 6, 384)
 
 
 @pytest.fixture
@@ -346,7 +350,8 @@ def test_a_corpus_is_downloaded_once_and_comes_without_header_and_licence(shelf)
 def test_the_python_corpus_is_the_standard_librarys_source_without_its_tests():
     texts = corpora.read_corpus("python")
     assert Path(json.__file__).read_text(encoding="utf-8") in texts
-    assert sum(map(len, texts)) > 5e6 and not any("import torch" in text for text in texts)
+    assert sum(map(len, texts)) > 5e6
+    assert not any("import torch" in text for text in texts)
 
 
 def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):

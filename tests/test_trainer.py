@@ -42,7 +42,8 @@ def test_it_learns_to_count():
     trainer = make_trainer(max_iters=150, batch_size=16, eval_interval=150)
     before = trainer.evaluate()
     trainer.run()
-    assert before > 2 and trainer.eval_loss < 0.3
+    assert before > 2
+    assert trainer.eval_loss < 0.3
 
 
 def test_evaluation_is_the_same_each_time_and_leaves_the_mode_as_it_was():
@@ -108,7 +109,8 @@ def test_callbacks_are_called_after_each_step_and_may_end_the_run():
     trainer.add_callback("on_batch_end", lambda trainer: seen.append("added"))
     trainer.set_callback("on_batch_end", stop)
     trainer.run()
-    assert [step for step, _, _ in seen] == [1, 2, 3] and all(timed for _, _, timed in seen)
+    assert [step for step, _, _ in seen] == [1, 2, 3]
+    assert all(timed for _, _, timed in seen)
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
@@ -147,7 +149,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, num_work
     with pytest.raises(ValueError, match="another run's checkpoints; call resume"):
         make_trainer(**settings).run()
     second = make_trainer(model=other_model(), **settings)
-    assert second.resume() and second.iter_num == 3
+    assert second.resume()
+    assert second.iter_num == 3
     second.run()
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
@@ -240,7 +243,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         trainer = make_trainer(model=other_model(), checkpoint_dir=tmp_path)
-        assert trainer.resume() and trainer.iter_num > reached
+        assert trainer.resume()
+        assert trainer.iter_num > reached
         reached = trainer.iter_num
     weights = make_trainer(max_iters=reached)
     weights.run()
