@@ -22,9 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from experiments.trainer import StepSampler, Trainer, TrainerConfig
 
-from experiments.train import PRESETS, chosen, windows
+from experiments.train import PRESETS, shared_fields, windows
 from mingpt import pretrained
 from mingpt.config import GPTConfig
 from mingpt.interpretability.activation_patching import (
@@ -35,6 +34,7 @@ from mingpt.interpretability.activation_patching import (
 )
 from mingpt.model import GPT
 from mingpt.sites import Patch
+from mingpt.trainer import StepSampler, Trainer, TrainerConfig
 
 L, H, C, V = 12, 12, 768, 50257
 CLEAN, CORRUPTED = 5437, 4176  # the ids of the answers
@@ -325,8 +325,8 @@ def train_beside_transformers(name, rounds, steps=8):
     )
     rows = windows(torch.tensor([*text.encode()]), preset.block_size)
     dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
-    model = GPT(GPTConfig(**chosen(preset, GPTConfig), **dropout, tie_word_embeddings=True))
-    settings = chosen(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0}
+    model = GPT(GPTConfig(**shared_fields(preset, GPTConfig), **dropout, tie_word_embeddings=True))
+    settings = shared_fields(replace(preset, warmup_iters=0), TrainerConfig) | {"max_iters": 0}
     config = TrainerConfig(device="cpu", **settings)
     trainer = Trainer(config, model, rows)
     with tempfile.TemporaryDirectory() as folder:

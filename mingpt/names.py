@@ -1,7 +1,11 @@
-"""The text of the embedded model `names`: passages about people whose names come back, and pairs held out of training.
+"""The text of the embedded model `names`: passages about people whose names come back, and pairs.
 
-A (first, last) combination or a sentence form that the measures use never occurs in training, so that a right answer
-was copied from the context.
+Pairs are held out of training: a (first, last) combination or a sentence form that they use never
+occurs in a passage, so that a right answer was copied from the context, not remembered.
+
+words.txt, beside the model, has the words and the sentence forms. In a form {slot} stands for a
+word of that section and N for a person's full name; a form with * before it is held out. A person
+is a pair (first, last); rng is a random.Random, which decides everything.
 """
 
 import re
@@ -12,74 +16,108 @@ from mingpt.model import GPT
 
 
 def read_sections(path):
-    """{section: its text} of words.txt, in which a line [section] starts each."""
-    _, *parts = re.split(r"^\[(\w+)\]\n", path.read_text(encoding="utf-8"), flags=re.M)
-    return {section: text.strip() for section, text in zip(parts[::2], parts[1::2])}
+    """{section: its lines} of words.txt, where a line [section] begins each."""
+    sections = {}
+    lines = []  # before the first section: comments, which nobody reads
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            lines = []
+            sections[line.strip("[]")] = lines
+        elif line:
+            lines.append(line)
+    return sections
 
 
-SECTIONS = read_sections(
-    EMBEDDED / "words.txt"
-)  # which says what the marks in the sentence forms mean
-OPENINGS, MIDDLES, RETURNS = (
-    SECTIONS[name].splitlines() for name in ("openings", "middles", "returns")
-)
-FIRST, LAST = SECTIONS["first"].split(), SECTIONS["last"].split()
+def words_of(section):
+    """The words of a section, a list."""
+    return " ".join(SECTIONS[section]).split()
+
+
+SECTIONS = read_sections(EMBEDDED / "words.txt")
+OPENINGS = SECTIONS["openings"]  # sentences that introduce a person
+MIDDLES = SECTIONS["middles"]  # sentences without a person
+RETURNS = SECTIONS["returns"]  # sentences in which a person comes back
+FIRST = words_of("first")
+LAST = words_of("last")
 
 
 def held_out_combination(first, last):
-    """True for the fifth of all combinations that training never sees, those of the default sentences among them."""
-    default = first in ("Michelle", "Jessica") and last in ("Jones", "Smith")
-    return default or (7 * FIRST.index(first) + 3 * LAST.index(last)) % 5 == 0
+    """True for the fifth of all combinations that training never sees."""
+    # Among them are those of the experiment's default texts.
+    if first in ("Michelle", "Jessica") and last in ("Jones", "Smith"):
+        return True
+    return (7 * FIRST.index(first) + 3 * LAST.index(last)) % 5 == 0
 
 
-def pick_form(rng, forms, held_out):
-    """One of the forms, its slots filled."""
-    form = rng.choice([form for form in forms if form.startswith("*") == held_out]).lstrip("*")
-    sentence = re.sub(r"{(\w+)}", lambda slot: rng.choice(SECTIONS[slot[1]].split()), form)
+def pick_form(rng, forms, held_out=False):
+    """One of the forms, held out or not, its slots filled with words."""
+    candidates = [form for form in forms if form.startswith("*") == held_out]
+    form = rng.choice(candidates).lstrip("*")
+
+    sentence = re.sub(r"{(\w+)}", lambda slot: rng.choice(words_of(slot[1])), form)
+    # The word that was filled in decides between "a" and "an".
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
 
 
-def pick_person(rng, held_out):
+def pick_person(rng, held_out=False):
+    """A person whose combination of names is held out or not."""
     while True:
-        first, last = rng.choice(FIRST), rng.choice(LAST)
+        first = rng.choice(FIRST)
+        last = rng.choice(LAST)
         if held_out_combination(first, last) == held_out:
             return first, last
 
 
 def tell(form, person, rng=None):
-    """The sentence with the person's name in it; with an rng, one time in ten the first name alone."""
+    """The sentence with the person's name in it; with an rng, one time in ten the first alone."""
     first, last = person
-    return re.sub(
-        r"\bN\b", lambda _: first if rng and rng.random() < 0.1 else f"{first} {last}", form
-    )
+
+    def name(slot):
+        if rng and rng.random() < 0.1:
+            return first
+        return f"{first} {last}"
+
+    return re.sub(r"\bN\b", name, form)
 
 
 def passage(rng):
     """A training passage: one to three people are introduced, then come back again and again."""
-    people = [pick_person(rng, held_out=False) for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))]
+    count = rng.choice((1, 1, 1, 2, 2, 3))
+    people = [pick_person(rng) for _ in range(count)]
     sentences = []
     for person in people:
-        sentences.append(tell(pick_form(rng, OPENINGS, False), person))
+        opening = pick_form(rng, OPENINGS)
+        sentences.append(tell(opening, person))
         if rng.random() < 0.4:
-            sentences.append(pick_form(rng, MIDDLES, False))
-    for _ in range(rng.randint(1, 3) * len(people)):
+            sentences.append(pick_form(rng, MIDDLES))
+    for _ in range(count * rng.randint(1, 3)):
         if rng.random() < 0.3:
-            sentences.append(pick_form(rng, MIDDLES, False))
-        sentences.append(tell(pick_form(rng, RETURNS, False), rng.choice(people), rng))
+            sentences.append(pick_form(rng, MIDDLES))
+        closing = pick_form(rng, RETURNS)
+        person = rng.choice(people)
+        sentences.append(tell(closing, person, rng))
     return " ".join(sentences)
 
 
 def held_out_pair(rng):
-    """(clean, corrupted, clean answer, corrupted answer): texts that end where a last name is due and differ in one."""
-    opening, closing = pick_form(rng, OPENINGS, True), pick_form(rng, RETURNS, True)
-    middles = [pick_form(rng, MIDDLES, True) for _ in range(rng.randint(0, 2))]
-    first, clean = pick_person(rng, True)
-    corrupted = rng.choice(
-        [last for last in LAST if last != clean and held_out_combination(first, last)]
-    )
-    end = [*middles, closing[: closing.index("N")] + first]
-    texts = [" ".join([tell(opening, (first, last)), *end]) for last in (clean, corrupted)]
-    return *texts, f" {clean}", f" {corrupted}"
+    """(clean, corrupted, clean answer, corrupted answer), all texts.
+
+    clean and corrupted end where a person's last name is due, and differ in that name alone.
+    """
+    opening = pick_form(rng, OPENINGS, held_out=True)
+    closing = pick_form(rng, RETURNS, held_out=True)
+    count = rng.randint(0, 2)
+    middles = [pick_form(rng, MIDDLES, held_out=True) for _ in range(count)]
+    first, clean = pick_person(rng, held_out=True)
+    others = [last for last in LAST if last != clean and held_out_combination(first, last)]
+    corrupted = rng.choice(others)
+
+    # The closing sentence breaks off after the first name.
+    end = closing.index("N")
+    ending = [*middles, closing[:end] + first]
+    clean_text = " ".join([tell(opening, (first, clean)), *ending])
+    corrupted_text = " ".join([tell(opening, (first, corrupted)), *ending])
+    return clean_text, corrupted_text, f" {clean}", f" {corrupted}"
 
 
 # The experiment as it is shipped, which the embedded model can show where gpt2 cannot be had.

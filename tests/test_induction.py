@@ -1,20 +1,23 @@
-"""Induction heads: scores and ablations against plain forwards, a model whose heads are known, and the command line."""
+"""Induction heads: scores and ablations against plain forwards, known heads, the command line."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
 
+from experiments import induction_study
+from experiments.induction_study import columns, plot_curve, plot_study
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
-from mingpt.interpretability import induction
 from mingpt.interpretability.induction import (
+    Candidates,
+    HeadAblations,
+    InductionStudy,
     draw_prompts,
     induction_curve,
     mean_error,
     name_candidates,
-    plot_curve,
-    plot_study,
     study_induction,
 )
 from mingpt.model import GPT, GPTConfig, Patch
@@ -53,7 +56,8 @@ def test_a_repeat_is_its_base_four_times_and_a_control_shares_only_the_first():
     repeat, control = draw_prompts(random_model(), N, B)
     assert repeat.shape == control.shape == (B, 4 * N)
     pieces = repeat.view(B, 4, N)
-    assert (pieces == pieces[:, :1]).all() and torch.equal(control[:, :N], repeat[:, :N])
+    assert (pieces == pieces[:, :1]).all()
+    assert torch.equal(control[:, :N], repeat[:, :N])
     assert all(len(set(piece.tolist())) == N for piece in control.view(-1, N))
     assert len({tuple(piece.tolist()) for piece in control.view(-1, N)}) == 4 * B
 
@@ -64,9 +68,11 @@ def test_bases_are_uniform_over_the_vocabulary():
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone():
-    model, before = random_model(), torch.get_rng_state()
+    model = random_model()
+    before = torch.get_rng_state()
     draws = [draw_prompts(model, N, B, seed) for seed in (0, 0, 1)]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -74,8 +80,10 @@ def test_with_a_text_everything_is_a_piece_of_it():
     model = byte_model()
     text = "".join(chr(i) for i in range(33, 127))  # each byte once: a piece of it counts up
     repeat, control, texts = draw_prompts(model, N, B, text=text)
-    assert (texts.diff() == 1).all() and (control.view(B, 4, N).diff() == 1).all()
-    assert torch.equal(repeat, control[:, :N].repeat(1, 4)) and len(texts[:, 0].unique()) > 1
+    assert (texts.diff() == 1).all()
+    assert (control.view(B, 4, N).diff() == 1).all()
+    assert torch.equal(repeat, control[:, :N].repeat(1, 4))
+    assert len(texts[:, 0].unique()) > 1
     assert draw_prompts(model, N, 1000, text=text)[2].max() == 93  # the last place is drawn too
 
 
@@ -91,7 +99,7 @@ def test_lengths_texts_kinds_and_modes_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match=message):
             draw_prompts(other, N, B, text=text)
     alone = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=7, vocab_size=11, block_size=20)).eval()
-    assert study_induction(alone, draw_prompts(alone, N, B), ())["Delta"].shape == (B,)
+    assert study_induction(alone, draw_prompts(alone, N, B), ()).delta.shape == (B,)
     with pytest.raises(ValueError, match="take a model with two heads"):
         study_induction(alone, draw_prompts(alone, N, B))
     with pytest.raises(ValueError, match='kinds must be of "zero" and "mean"'):
@@ -110,70 +118,88 @@ def run(model, ids, patches=None):
     return stripe, -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
+def icl(losses):
+    """Loss on tokens 18 and 19 of 20 minus loss on tokens 3 and 4, (B,)."""
+    return losses[:, [17, 18]].mean(1) - losses[:, [2, 3]].mean(1)
+
+
+def run_all(model, prompts, patches=None):
+    """Every quantity by itself, of the public forward."""
+    runs = [run(model, ids, patches) for ids in prompts]
+    stripes = [stripe for stripe, _ in runs]
+    losses = [loss.detach() for _, loss in runs]
+    return {
+        "A(r)": stripes[0],
+        "A(c)": stripes[1],
+        "A(r)-A(c)": stripes[0] - stripes[1],
+        "loss(r)": losses[0][:, N:].mean(1),
+        "loss(c)": losses[1][:, N:].mean(1),
+        "loss(text)": losses[-1][:, N:].mean(1),
+        "ICL": icl(losses[-1] if len(prompts) == 3 else losses[0]),
+    }
+
+
 @pytest.mark.parametrize("text", [None, TEXT])
 def test_all_values_are_those_of_plain_forwards(text):
     model = byte_model() if text else random_model()
     prompts = draw_prompts(model, N, 120, text=text)  # more than fit in one go
-    values = study_induction(model, prompts)
-
-    def scores(patches=None):
-        (r, loss_r), (c, loss_c), *texts = [run(model, ids, patches) for ids in prompts]
-        learned = texts[0][1] if text else loss_r
-        icl = learned[:, [17, 18]].mean(1) - learned[:, [2, 3]].mean(
-            1
-        )  # the losses on tokens 18, 19 and 3, 4 of 20
-        return r, c, loss_r[:, N:].mean(1), loss_c[:, N:].mean(1), icl, texts
-
-    r, c, loss_r, loss_c, icl, texts = scores()
-    expected = {
-        "A(r)": r,
-        "A(c)": c,
-        "A(r)-A(c)": r - c,
-        "loss(r)": loss_r,
-        "loss(c)": loss_c,
-        "ICL": icl,
-    }
-    delta, learns = (r - c).mean(0).max(), bool(icl.mean() < -4 * icl.std() / 120**0.5)
+    study = study_induction(model, prompts)
+    expected = run_all(model, prompts)
+    learned = expected["ICL"]
+    delta = expected["A(r)-A(c)"].mean(0).max()
+    learns = bool(learned.mean() < -4 * learned.std() / 120**0.5)
     assert learns == bool(text)  # so that both cases are seen
-    with torch.no_grad():
-        for kind in ("zero", "mean"):
-            model(prompts[1], store_activations=["z"])
-            means = {layer: z.mean((0, 2)) for layer, z in model.activations["z"].items()}  # (H,D)
-            for layer, head in ((0, 1), (2, 2), (3, 0)):
-                new = means[layer][head] if kind == "mean" else torch.zeros(7)
-                r2, c2, loss_r2, loss_c2, icl2, _ = scores(Patch(layer, None, new, "z", head))
-                others = [
-                    (r2 - c2).mean(0)[l, h]
-                    for l in range(L)
-                    for h in range(H)
-                    if (l, h) != (layer, head)
-                ]
-                change = values[f"change of Delta, {kind}"][:, layer, head].mean()
-                assert change.item() == pytest.approx((max(others) - delta).item(), abs=1e-6)
-                torch.testing.assert_close(
-                    values[f"change of loss(r), {kind}"][:, layer, head], loss_r2 - loss_r, **close
-                )
-                torch.testing.assert_close(
-                    values[f"change of loss(c), {kind}"][:, layer, head], loss_c2 - loss_c, **close
-                )
-                share = 1 - icl2.mean() / icl.mean() if learns else torch.tensor(torch.nan)
-                found = values[f"ICL share lost, {kind}"][:, layer, head].mean()
-                assert found.item() == pytest.approx(
-                    share.item(), abs=1e-5 / abs(icl.mean().item()), nan_ok=True
-                )
-    if text:
-        expected["loss(text)"] = texts[0][1][:, N:].mean(1)
+    for kind in ("zero", "mean"):
+        model(prompts[1], store_activations=["z"])
+        means = {layer: z.mean((0, 2)) for layer, z in model.activations["z"].items()}  # (H,D)
+        for layer, head in ((0, 1), (2, 2), (3, 0)):
+            new = means[layer][head] if kind == "mean" else torch.zeros(7)
+            ablated = run_all(model, prompts, Patch(layer, None, new, "z", head))
+            found = HeadAblations(
+                *(values[:, layer, head] for values in vars(study.ablations[kind]).values())
+            )
+            others = [
+                ablated["A(r)-A(c)"].mean(0)[l, h]
+                for l in range(L)
+                for h in range(H)
+                if (l, h) != (layer, head)
+            ]
+            change = (max(others) - delta).item()
+            assert found.change_of_delta.mean().item() == pytest.approx(change, abs=1e-6)
+            change = ablated["loss(r)"] - expected["loss(r)"]
+            torch.testing.assert_close(found.change_of_loss_repeats, change, **close)
+            change = ablated["loss(c)"] - expected["loss(c)"]
+            torch.testing.assert_close(found.change_of_loss_controls, change, **close)
+            share = (1 - ablated["ICL"].mean() / learned.mean()).item() if learns else torch.nan
+            assert found.in_context_share_lost.mean().item() == pytest.approx(
+                share, abs=1e-5 / abs(learned.mean().item()), nan_ok=True
+            )
+    if not text:
+        expected.pop("loss(text)")
+    values = columns(study)
     for name, value in expected.items():
-        torch.testing.assert_close(values[name], value.detach(), **close)
-    assert values["Delta"].mean().item() == pytest.approx(delta.item(), abs=1e-6)
-    plain = {"Delta", *expected}
-    assert values.keys() == plain | {
-        f"{name}, {kind}" for kind in ("zero", "mean") for name in CHANGES
-    }
+        torch.testing.assert_close(values[name], value, **close)
+    assert study.delta.mean().item() == pytest.approx(delta.item(), abs=1e-6)
+    changes = {f"{name}, {kind}" for kind in ("zero", "mean") for name in CHANGES}
+    assert values.keys() == {"Delta", *expected} | changes
+
+
+def test_every_column_is_the_field_that_its_name_stands_for():
+    """The table of InductionStudy's docstring, which columns follows."""
+    fields = [name for name in InductionStudy.__dataclass_fields__ if name != "ablations"]
+    changes = HeadAblations(*(torch.full((B, L, H), 10.0 + i) for i in range(4)))
+    study = InductionStudy(*(torch.tensor(float(i)) for i in range(8)), {"zero": changes})
+    values = columns(study)
+    for line in InductionStudy.__doc__.splitlines():
+        words = line.split()
+        if words and words[0] in fields:
+            assert values.pop(words[2]) == fields.index(words[0])
+    assert [value.unique().tolist() for value in values.values()] == [[10], [11], [12], [13]]
+    assert list(values) == [f"{name}, zero" for name in CHANGES]
 
 
 close = {"atol": 2e-5, "rtol": 0}  # fp32 sums of about 20 terms of size 1, in another order
-CHANGES = ("change of Delta", "change of loss(r)", "ICL share lost", "change of loss(c)")
+CHANGES = ("change of Delta", "ICL share lost", "change of loss(r)", "change of loss(c)")
 
 
 def test_the_loss_on_the_repeats_is_that_of_forward_with_targets():
@@ -181,7 +207,7 @@ def test_the_loss_on_the_repeats_is_that_of_forward_with_targets():
     prompts = draw_prompts(model, N, B)
     ids, targets = prompts[0, :, :-1], prompts[0, :, 1:].clone()
     targets[:, :N] = -1  # up to the first of the second base, which nothing foretells
-    found = study_induction(model, prompts, ())["loss(r)"].mean()
+    found = study_induction(model, prompts, ()).loss_repeats.mean()
     torch.testing.assert_close(found, model(ids, targets)[1].detach(), **close)
 
 
@@ -189,15 +215,15 @@ def test_it_leaves_model_and_prompts_as_they_were():
     model = random_model()
     prompts = draw_prompts(model, N, B)
     model(prompts[0], store_activations=True)
-    kept, logits, before = dict(model.layer_activations), model.last_token_logits, prompts.clone()
+    before = prompts.clone()
+    streams = dict(model.layer_activations)
+    logits = model.last_token_logits
     with torch.enable_grad():
         study_induction(model, prompts)
         assert torch.is_grad_enabled()
-    assert (
-        model.layer_activations == kept
-        and model.last_token_logits is logits
-        and torch.equal(prompts, before)
-    )
+    assert model.layer_activations == streams
+    assert model.last_token_logits is logits
+    assert torch.equal(prompts, before)
 
 
 def test_mean_and_standard_error():
@@ -207,28 +233,33 @@ def test_mean_and_standard_error():
 
 
 def test_the_induction_head_of_the_handmade_model_is_found(handmade):
-    _, values = handmade
-    difference = values["A(r)-A(c)"].mean(0)
-    assert divmod(difference.argmax().item(), 4) == INDUCTION_HEAD and difference.max() > 0.9
-    assert (
-        difference.flatten().sort().values[-2].abs() < 1e-6
-    )  # all others look the same way whatever the tokens are
-    assert values["ICL"].mean() < -5
+    _, study = handmade
+    difference = study.attention_difference.mean(0)
+    assert divmod(difference.argmax().item(), 4) == INDUCTION_HEAD
+    assert difference.max() > 0.9
+    # All others look the same way whatever the tokens are.
+    assert difference.flatten().sort().values[-2].abs() < 1e-6
+    assert study.in_context.mean() < -5
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean"])
 def test_ablating_either_head_of_the_handmade_circuit_breaks_it_and_no_other(handmade, kind):
-    _, values = handmade
-    delta, loss, share = (values[f"{name}, {kind}"].mean(0) for name in CHANGES[:3])
+    _, study = handmade
+    changes = study.ablations[kind]
+    delta = changes.change_of_delta.mean(0)
+    loss = changes.change_of_loss_repeats.mean(0)
+    share = changes.in_context_share_lost.mean(0)
     circuit = (PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD)
     for layer in range(2):
         for head in range(4):
             if (layer, head) in circuit:
-                assert values["Delta"].mean() + delta[layer, head] < 0.01
-                assert loss[layer, head] > 2 and share[layer, head] > 0.9
+                assert study.delta.mean() + delta[layer, head] < 0.01
+                assert loss[layer, head] > 2
+                assert share[layer, head] > 0.9
             else:
                 assert max(abs(x[layer, head]) for x in (delta, loss, share)) < 1e-6
-    assert [set(named) for named in name_candidates(values, kind).values()] == [set(circuit)] * 3
+    named = name_candidates(study, kind)
+    assert [set(heads) for heads in (named.delta, named.loss, named.both)] == [set(circuit)] * 3
 
 
 def test_of_two_induction_heads_the_other_one_remains():
@@ -236,26 +267,28 @@ def test_of_two_induction_heads_the_other_one_remains():
     for twin in (0, 3):
         for weight in model.transformer.h[1].attn.c_attn.parameters():
             heads = weight.data.view(3, 4, 32, *weight.shape[1:])
-            heads[:2, twin] = heads[
-                :2, INDUCTION_HEAD[1]
-            ]  # the same pattern; without a value, not the same effect
-    values = study_induction(model, draw_prompts(model), ("zero",))
-    assert values["change of Delta, zero"].mean(0)[INDUCTION_HEAD].abs() < 1e-6
-    assert values["change of loss(r), zero"].mean(0)[INDUCTION_HEAD] > 2
-    named = name_candidates(values)
-    assert named == {"Delta": [(0, 1)], "loss(r)": [(0, 1), (1, 2)], "both": [(0, 1)]}
+            # The same pattern; without a value, not the same effect.
+            heads[:2, twin] = heads[:2, INDUCTION_HEAD[1]]
+    study = study_induction(model, draw_prompts(model), ("zero",))
+    changes = study.ablations["zero"]
+    assert changes.change_of_delta.mean(0)[INDUCTION_HEAD].abs() < 1e-6
+    assert changes.change_of_loss_repeats.mean(0)[INDUCTION_HEAD] > 2
+    expected = Candidates(delta=[(0, 1)], loss=[(0, 1), (1, 2)], both=[(0, 1)])
+    assert name_candidates(study) == expected
 
 
 def test_a_change_must_be_large_and_sure_to_be_named():
     noise = torch.tensor([-1.0, 1]).repeat(8)[:, None]
     loss = torch.tensor([0.09, 0.11, 0.5, 0.5]) + noise * torch.tensor([0, 0, 0.6, 0.3])  # (16,4)
-    values = {"Delta": torch.ones(16), "loss(r)": torch.zeros(16), "loss(c)": torch.ones(16)}
-    values |= {"change of loss(r), zero": loss[:, None], "change of Delta, zero": -loss[:, None]}
-    assert name_candidates(values)["both"] == [(0, 3), (0, 1)]
-    assert name_candidates(values, share=0.05)["both"] == [(0, 3), (0, 1), (0, 0)]
-    assert (
-        name_candidates(values | {"loss(c)": torch.zeros(16)})["loss(r)"] == []
-    )  # repeating saves nothing
+    changes = HeadAblations(-loss[:, None], None, loss[:, None], None)
+    study = InductionStudy(
+        None, None, None, torch.zeros(16), torch.ones(16), None, None, torch.ones(16)
+    )
+    study.ablations["zero"] = changes
+    assert name_candidates(study).both == [(0, 3), (0, 1)]
+    assert name_candidates(study, share=0.05).both == [(0, 3), (0, 1), (0, 0)]
+    study.loss_controls = torch.zeros(16)  # repeating saves nothing
+    assert name_candidates(study).loss == []
 
 
 @pytest.fixture(scope="module")
@@ -272,30 +305,40 @@ def run_folder(tmp_path_factory):
 def test_the_curve_shows_when_the_head_forms(run_folder):
     curve = induction_curve(run_folder, bases=B)
     assert list(curve) == [3, 20]
-    first, last = (values["Delta"].mean().item() for values in curve.values())
-    assert first < 0.1 and last > 0.9
-    assert curve[20]["loss(r)"].mean() < 0.1 < curve[3]["loss(r)"].mean()
+    first, last = (study.delta.mean().item() for study in curve.values())
+    assert first < 0.1
+    assert last > 0.9
+    assert curve[20].loss_repeats.mean() < 0.1 < curve[3].loss_repeats.mean()
     again = study_induction(induction_model(), draw_prompts(induction_model(), bases=B), ())
-    assert all(torch.equal(curve[20][name], value) for name, value in again.items())
+    values = columns(curve[20])
+    assert all(torch.equal(values[name], value) for name, value in columns(again).items())
     (run_folder / "curve.csv").write_text(
         "step,train_loss,validation_loss\n3,5.0,6.0\n20,1.0,2.0\n"
     )
-    assert induction.read_losses(run_folder / "none") is None
-    above, below, training = plot_curve(curve, losses=induction.read_losses(run_folder)).axes
+    assert induction_study.read_losses(run_folder / "none") is None
+    losses = induction_study.read_losses(run_folder)
+    above, below, training = plot_curve(curve, losses=losses).axes
     assert [line.get_ydata().tolist() for line in training.lines] == [[5, 1], [6, 2]]
-    assert above.get_legend_handles_labels()[1][0] == "head 1.2" and len(above.lines) == 8
+    assert above.get_legend_handles_labels()[1][0] == "head 1.2"
+    assert len(above.lines) == 8
     assert above.lines[0].get_ydata().tolist() == pytest.approx([first, last])
     assert below.get_legend_handles_labels()[1] == ["loss(r)", "loss(c)", "ICL"]
 
 
+def maps_of(figure):
+    """{title: Axes} of the maps in a picture, without their colour bars."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.images}
+
+
 def test_the_picture_shows_the_means_and_the_stripe(handmade):
-    model, values = handmade
-    axes = [axes for axes in plot_study(model, draw_prompts(model), values).axes if axes.images]
-    shown = {each.get_title(): each.images[0].get_array() for each in axes}
-    for name, value in values.items():
+    model, study = handmade
+    maps = maps_of(plot_study(model, draw_prompts(model), study))
+    shown = {title: axes.images[0].get_array() for title, axes in maps.items()}
+    for name, value in columns(study).items():
         if value.ndim == 3 and "loss(c)" not in name:
             torch.testing.assert_close(torch.from_numpy(shown[name].data), value.mean(0))
-    assert shown["1.2 on r"].shape == (32, 32) and shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
+    assert shown["1.2 on r"].shape == (32, 32)
+    assert shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
     assert (
         shown["1.2 on r, pieces 2, 1"].diagonal(1).min()
         > 0.99
@@ -304,12 +347,24 @@ def test_the_picture_shows_the_means_and_the_stripe(handmade):
     )
 
 
+def test_layer_0_is_the_top_row_and_a_map_without_numbers_is_left_out(handmade):
+    model, study = handmade
+    drawn = maps_of(plot_study(model, draw_prompts(model), study))
+    assert len(drawn) == 12
+    for axes in drawn.values():
+        bottom, top = axes.get_ylim()
+        assert bottom > top
+    nothing = torch.full_like(study.attention_repeats, torch.nan)
+    mean = replace(study.ablations["mean"], in_context_share_lost=nothing)
+    study = replace(study, ablations=study.ablations | {"mean": mean})
+    left = maps_of(plot_study(model, draw_prompts(model), study))
+    assert drawn.keys() - left.keys() == {"ICL share lost, mean"}
+
+
 def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder, tmp_path, capsys):
     output = tmp_path / "new" / "folder"
-    assert (
-        induction.main([str(run_folder), "--output", str(output), "--bases", "8", "--seed", "3"])
-        == 0
-    )
+    arguments = [str(run_folder), "--output", str(output), "--bases", "8", "--seed", "3"]
+    assert induction_study.main(arguments) == 0
     assert sorted(file.name for file in output.iterdir()) == [
         "induction.csv",
         "induction.png",
@@ -317,41 +372,37 @@ def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder
     ]
     printed = capsys.readouterr().out
     model = induction_model()
-    values = study_induction(model, draw_prompts(model, bases=8, seed=3))
-    mean, error = (x[INDUCTION_HEAD].item() for x in mean_error(values["A(r)-A(c)"]))
-    assert (
-        f"A(r)-A(c)                 1.2 {mean:.3f} +- {error:.3f}" in printed
-        and "'n': 8, 'length': 8, 'seed': 3" in printed
-    )
-    assert "needed (zero): {'Delta': [(0, 1), (1, 2)]" in printed
+    study = study_induction(model, draw_prompts(model, bases=8, seed=3))
+    mean, error = (x[INDUCTION_HEAD].item() for x in mean_error(study.attention_difference))
+    assert f"A(r)-A(c)                 1.2 {mean:.3f} +- {error:.3f}" in printed
+    assert "'n': 8, 'length': 8, 'seed': 3" in printed
+    assert "needed (zero): by Delta 0.1 1.2; " in printed
     with open(output / "induction.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    steps = {step: [row for row in table if row["step"] == step] for step in ("3", "20")}
-    assert len(steps["3"]) == 3 * 8 + 4 and len(steps["20"]) == 11 * 8 + 4 and len(table) == 28 + 92
+    steps = {"3": [], "20": []}
+    for row in table:
+        steps[row["step"]].append(row)
+    assert len(steps["3"]) == 3 * 8 + 4
+    assert len(steps["20"]) == 11 * 8 + 4
+    assert len(table) == 28 + 92
     assert {(row["n"], row["length"], row["seed"], row["text"]) for row in table} == {
         ("8", "8", "3", "")
     }
+    values = columns(study)
     for row in steps["20"]:
         found = mean_error(values[row["quantity"]])
         place = tuple(map(int, row["layer.head"].split("."))) if row["layer.head"] else ()
-        assert [float(row["mean"]), float(row["standard error"])] == [
-            x[place].item() for x in found
-        ]
+        numbers = [float(row["mean"]), float(row["standard error"])]
+        assert numbers == [x[place].item() for x in found]
 
 
 def test_the_command_takes_one_model_and_a_text(tmp_path):
     pretrained.save(byte_model(), tmp_path / "model")
     byte_model().tokenizer.save(tmp_path / "model")
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
-    arguments = [
-        str(tmp_path / "model"),
-        "--text",
-        str(tmp_path / "a.txt"),
-        "--bases",
-        "2",
-        "--output",
-    ]
-    assert induction.main([*arguments, str(tmp_path / "out")]) == 0
+    text = str(tmp_path / "a.txt")
+    arguments = [str(tmp_path / "model"), "--text", text, "--bases", "2", "--output"]
+    assert induction_study.main([*arguments, str(tmp_path / "out")]) == 0
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "induction.csv",
         "induction.png",
@@ -370,15 +421,13 @@ def test_the_command_takes_one_model_and_a_text(tmp_path):
 def test_the_command_says_what_is_wrong_and_exits_with_2(
     run_folder, tmp_path, capsys, flags, message
 ):
-    assert induction.main([str(run_folder), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert induction_study.main([str(run_folder), "--output", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_output_that_is_a_file_is_an_error(run_folder, tmp_path, capsys):
     (tmp_path / "out").write_text("mine", encoding="utf-8")
-    assert induction.main([str(run_folder), "--output", str(tmp_path / "out")]) == 2
-    assert (
-        "error: " in capsys.readouterr().err
-        and (tmp_path / "out").read_text(encoding="utf-8") == "mine"
-    )
+    assert induction_study.main([str(run_folder), "--output", str(tmp_path / "out")]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"

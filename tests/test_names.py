@@ -91,25 +91,27 @@ def test_it_is_small_and_stored_in_half_precision_but_computes_in_single(model):
     parameters = list(model.parameters())
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
     assert all(torch.equal(parameter, parameter.half().float()) for parameter in parameters)
-    assert model.config.n_layer >= 6 and model.block_size == 256
+    assert model.config.n_layer >= 6
+    assert model.block_size == 256
 
 
 def test_it_copies_names_and_random_tokens_from_the_context(model):
-    """The issue's measures: held-out names, and the second copy of random tokens, which no memory can give."""
+    """Held-out names, and the second copy of random tokens, which no memory can give."""
     measured = train_names.measure(model)
-    assert measured["names_right"] >= 0.95
-    assert measured["median_probability"] >= 0.2
-    assert measured["second_copy"] <= measured["first_copy"] - 3
-    assert measured["induction"] >= 0.4
+    assert measured.names_right >= 0.95
+    assert measured.median_probability >= 0.2
+    assert measured.second_copy <= measured.first_copy - 3
+    assert measured.induction >= 0.4
 
 
 def test_the_picture_shows_what_gpt2s_does(model):
-    """The changed token's column decides early, the last one late, those before the change do nothing."""
+    """The changed token's column decides early, the last one late, the first one never."""
     differences = patch_loop(model, CLEAN, CLEAN.replace("Jones", "Smith"), " Jones", " Smith")
     unpatched = differences[0, 0]
     assert unpatched > 0
     assert torch.equal(differences[:, 0], unpatched.expand(len(differences)))
-    assert differences[0, 1] < 0 and differences[-1, -1] < 0
+    assert differences[0, 1] < 0
+    assert differences[-1, -1] < 0
     assert (differences[0, 2:] - unpatched).abs().max() < 0.2 * unpatched
     assert (differences[-1, 1:-1] - unpatched).abs().max() < 1e-4 * unpatched
 
@@ -119,14 +121,14 @@ def test_the_measures_fail_a_model_that_has_learned_nothing(model):
     untrained = GPT(model.config).eval()
     untrained.tokenizer = model.tokenizer
     measured = train_names.measure(untrained, pairs=40, chunks=4)
-    assert 0.1 < measured["names_right"] < 0.9 and measured["median_probability"] < 0.01
-    assert (
-        abs(measured["second_copy"] - measured["first_copy"]) < 0.5 and measured["induction"] < 0.1
-    )
+    assert 0.1 < measured.names_right < 0.9
+    assert measured.median_probability < 0.01
+    assert abs(measured.second_copy - measured.first_copy) < 0.5
+    assert measured.induction < 0.1
 
 
 def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first(model):
-    """Attention written by hand: every query of the second copy on the token after its earlier occurrence scores 1."""
+    """Attention by hand: each query of the second copy on the token after the earlier one: 1."""
 
     class Stub:
         config, tokenizer = model.config, model.tokenizer
@@ -141,7 +143,8 @@ def test_induction_is_measured_from_the_second_copy_to_the_token_after_the_first
             return torch.zeros(B, T, model.config.vocab_size), None
 
     measured = train_names.measure(Stub(), pairs=2, chunks=2)
-    assert measured["induction"] == 1 and measured["head"] == (1, 1)
+    assert measured.induction == 1
+    assert measured.head == (1, 1)
 
 
 def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
@@ -151,7 +154,9 @@ def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
     kinds = set()
     for i in range(30):
         x, y = rows[i]
-        assert torch.equal(x, again[i][0]) and torch.equal(x[1:], y[:-1]) and len(x) == 32
+        assert torch.equal(x, again[i][0])
+        assert torch.equal(x[1:], y[:-1])
+        assert len(x) == 32
         text = tokenizer.decode(x)
         kinds.add(
             "prose"
@@ -164,7 +169,7 @@ def test_rows_follow_from_seed_and_index_and_are_of_all_three_kinds():
 
 
 def test_the_training_command_runs_goes_on_and_writes_a_model(tmp_path, monkeypatch):
-    """A few steps of a small one, with the tokenizer of the embedded model to save the time of training one."""
+    """A few steps of a small one, with the embedded model's tokenizer, to save time."""
     monkeypatch.setattr(
         train_names, "make_tokenizer", lambda novels: GPT.from_pretrained("names").tokenizer
     )

@@ -1,4 +1,4 @@
-"""python -m experiments.train: the corpora, the run and what it leaves; kills, downloads and wrong use."""
+"""python -m experiments.train: corpora, the run and what it leaves; kills, downloads, wrong use."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.kill_training import TEXT, kill_and_compare
-from experiments import train
+from experiments import corpora, train
 from mingpt.hub import steps_in
 from mingpt.interpretability.activation_patching import patch_layers
 from mingpt.model import GPT, GPTConfig
@@ -26,8 +26,15 @@ from tests.hub import Hub
 TINY = train.Preset(
     257, 2, 3, 21, 16, batch_size=4, max_iters=6, learning_rate=1e-3, kept=3, checkpoint_interval=2
 )
-HEADER = "The Project Gutenberg eBook of Emma\r\n\r\n*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
-LICENCE = "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\nUpdated editions will replace the previous one.\r\n"
+HEADER = (
+    "The Project Gutenberg eBook of Emma\r\n\r\n"
+    "*** START OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n\r\n"
+)
+LICENCE = (
+    "\r\n\r\n*** END OF THE PROJECT GUTENBERG EBOOK EMMA ***\r\n"
+    "Updated editions will replace the previous one.\r\n"
+)
+SMALLEST = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --device cpu".split()
 
 
 def rows(folder):
@@ -121,12 +128,11 @@ def test_the_last_tenth_is_not_learned_and_the_cosine_ends_at_a_tenth_of_the_rat
     settings = replace(TINY, max_iters=120, learning_rate=1e-2, warmup_iters=10)
     train.train(["abcd" * 2700 + unseen], settings, tmp_path, "cpu")
     last = rows(tmp_path)[-1]
-    assert float(last["train_loss"]) < 0.1 and float(last["validation_loss"]) > math.log(257)
-    assert (
-        rates[0] == pytest.approx(1e-3)
-        and max(rates) == pytest.approx(1e-2)
-        and rates[-1] == pytest.approx(1e-3, rel=0.01)
-    )
+    assert float(last["train_loss"]) < 0.1
+    assert float(last["validation_loss"]) > math.log(257)
+    assert rates[0] == pytest.approx(1e-3)
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-3, rel=0.01)
 
 
 def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_tokens(tmp_path):
@@ -138,7 +144,8 @@ def test_a_bpe_learns_from_the_training_part_alone_and_bits_per_byte_count_its_t
     model = train.train([text, unseen], replace(TINY, vocab_size=261), tmp_path, "cpu")
     assert model.config.vocab_size == 261
     learned = ["".join(pair) for pair in model.tokenizer.encoder.merges]
-    assert len(learned) == 4 and not set("".join(learned)) & set("zyxwvut")
+    assert len(learned) == 4
+    assert not set("".join(learned)) & set("zyxwvut")
     validation = "<|endoftext|>".join((text, unseen))
     validation = validation[len(validation) * 9 // 10 :]
     ratio = len(model.tokenizer.encode(validation, allow_special=True)) / len(validation.encode())
@@ -211,17 +218,19 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
     (tmp_path / "texts").mkdir()
     for name in ("b", "a"):
         (tmp_path / "texts" / f"{name}.txt").write_text(f"{name} " + TEXT[:4000])
-    options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 5 --kept 4 --device cpu"
-    arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options.split()]
+    options = [*SMALLEST, "--max-iters", "5", "--kept", "4"]
+    arguments = [tmp_path / "texts", "--output", tmp_path / "run", *options]
     first = command(*arguments)
-    assert first.returncode == 0 and "bits per byte" in first.stdout and "tokens/s" in first.stdout
-    assert (
-        "step 5:" in first.stdout
-        and json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
-    )
+    assert first.returncode == 0
+    assert "bits per byte" in first.stdout
+    assert "tokens/s" in first.stdout
+    assert "step 5:" in first.stdout
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
     before = rows(tmp_path / "run")
     again = command(*arguments)
-    assert again.returncode == 0 and again.stdout == "" and rows(tmp_path / "run") == before
+    assert again.returncode == 0
+    assert again.stdout == ""
+    assert rows(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize(
@@ -251,7 +260,9 @@ def test_wrong_use_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypa
     (tmp_path / "text.txt").write_text(TEXT)
     assert train.main(["--device", "cpu", *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
 
 
 def test_a_folder_with_another_run_is_refused_and_says_what_differs(run):
@@ -282,8 +293,8 @@ def test_other_tokens_are_not_taken_for_those_of_the_run(tmp_path, monkeypatch):
 
 def test_a_sample_that_the_terminal_cannot_show_does_not_end_the_run(tmp_path):
     (tmp_path / "text.txt").write_text("\u0416\u0428" * 3000, encoding="utf-8")
-    options = "--vocab-size 257 --n-layer 1 --n-head 1 --n-embd 8 --block-size 16 --max-iters 6 --kept 6 --device cpu"
-    process = [sys.executable, "-m", "experiments.train", "text.txt", *options.split()]
+    options = [*SMALLEST, "--max-iters", "6", "--kept", "6"]
+    process = [sys.executable, "-m", "experiments.train", "text.txt", *options]
     environment = os.environ | {
         "PYTHONIOENCODING": "cp1252",
         "PYTHONPATH": os.getcwd(),
@@ -300,47 +311,47 @@ def test_the_presets_have_the_sizes_in_their_names():
     sizes = {}
     for name, preset in train.PRESETS.items():
         with torch.device("meta"):
-            model = GPT(GPTConfig(**train.chosen(preset, GPTConfig), tie_word_embeddings=True))
+            shape = train.shared_fields(preset, GPTConfig)
+            model = GPT(GPTConfig(**shape, tie_word_embeddings=True))
         sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
-    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1) and sizes[
-        "austen-5.6m"
-    ] == pytest.approx(5.6, abs=0.1)
+    assert sizes["austen-2m"] == pytest.approx(2, abs=0.1)
+    assert sizes["austen-5.6m"] == pytest.approx(5.6, abs=0.1)
     shapes = {name: (p.n_layer, p.n_head, p.n_embd) for name, p in train.PRESETS.items()}
-    assert shapes["shakespeare-char"] == (4, 4, 128) and shapes["shakespeare-gpu"] == (6, 6, 384)
+    assert shapes["shakespeare-char"] == (4, 4, 128)
+    assert shapes["shakespeare-gpu"] == (6, 6, 384)
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A server with a plain text and a Gutenberg file, which are the corpora, and an empty cache."""
-    plain, novel = (
-        b"To be, or not to be.\n" * 999,
-        (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode(),
-    )
+    """A server with a plain text and a Gutenberg file, which are the corpora; an empty cache."""
+    plain = b"To be, or not to be.\n" * 999
+    novel = (HEADER + "EMMA\r\n\r\n" + "handsome\r\n" * 99 + LICENCE).encode()
     files = {"input.txt": plain, "pg158.txt": novel}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Hub({"texts": files}) as hub:
         place = f"{hub.url}/texts/resolve/main/"
-        corpora = {
+        served = {
             "shakespeare": [(place + "input.txt", len(plain), hashlib.sha256(plain).hexdigest())],
             "austen": [(place + "pg158.txt", len("EMMA\n\n" + "handsome\n" * 99), None)],
         }
-        monkeypatch.setattr(train, "CORPORA", corpora)
+        monkeypatch.setattr(corpora, "CORPORA", served)
         yield hub, tmp_path / "cache" / "mingpt"
 
 
 def test_a_corpus_is_downloaded_once_and_comes_without_header_and_licence(shelf):
     hub, cache = shelf
     for _ in range(2):
-        assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
-        assert train.read_corpus("austen") == ["EMMA\n\n" + "handsome\n" * 99]
+        assert corpora.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+        assert corpora.read_corpus("austen") == ["EMMA\n\n" + "handsome\n" * 99]
     assert len(hub.requests) == 2
     assert {path.name for path in cache.rglob("*.*")} == {"input.txt", "pg158.txt"}
 
 
 def test_the_python_corpus_is_the_standard_librarys_source_without_its_tests():
-    texts = train.read_corpus("python")
+    texts = corpora.read_corpus("python")
     assert Path(json.__file__).read_text(encoding="utf-8") in texts
-    assert sum(map(len, texts)) > 5e6 and not any("import torch" in text for text in texts)
+    assert sum(map(len, texts)) > 5e6
+    assert not any("import torch" in text for text in texts)
 
 
 def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):
@@ -348,11 +359,11 @@ def test_a_download_that_breaks_off_is_kept_and_goes_on_from_there(shelf):
     hub.cut["input.txt"] = [9_000, 5_000]
     for size in (8_192, 12_288):  # whole pieces of 4,096 bytes
         with pytest.raises(ValueError, match="did not come whole.*run this again"):
-            train.read_corpus("shakespeare")
+            corpora.read_corpus("shakespeare")
         assert [(path.name, path.stat().st_size) for path in cache.rglob("*.*")] == [
             ("input.part", size)
         ]
-    assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+    assert corpora.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
     assert [start for _, _, start in hub.requests] == ["bytes=0-", "bytes=8192-", "bytes=12288-"]
 
 
@@ -360,7 +371,7 @@ def test_a_download_that_was_killed_before_its_last_step_is_taken_as_it_is(shelf
     hub, cache = shelf
     (cache / "shakespeare").mkdir(parents=True)
     (cache / "shakespeare" / "input.part").write_bytes(hub.repos["texts"]["input.txt"])
-    assert train.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
+    assert corpora.read_corpus("shakespeare") == ["To be, or not to be.\n" * 999]
 
 
 @pytest.mark.parametrize("corpus, file", [("shakespeare", "input.txt"), ("austen", "pg158.txt")])
@@ -371,10 +382,10 @@ def test_what_is_not_the_text_is_refused_and_not_kept(shelf, corpus, file):
         data.replace(b"o", b"0") if corpus == "shakespeare" else data[: data.index(b"*** END")]
     )
     with pytest.raises(ValueError, match="bytes of text, not the .* expected; nothing was kept"):
-        train.read_corpus(corpus)
+        corpora.read_corpus(corpus)
     assert not [*cache.rglob("*.*")]
     hub.sent.clear()
-    train.read_corpus(corpus)
+    corpora.read_corpus(corpus)
 
 
 def test_without_a_network_the_error_says_what_to_do(shelf, capsys):

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it shows what it does, it resumes exactly, and a kill leaves a whole checkpoint."""
+"""The training loop: it learns, shows what it does, resumes exactly; a kill leaves it whole."""
 
 import os
 import signal
@@ -26,9 +26,8 @@ class Counting(torch.utils.data.Dataset):
 
 def small_model():
     torch.manual_seed(0)
-    return GPT(
-        GPTConfig(n_layer=2, n_head=3, n_embd=21, vocab_size=11, block_size=6)
-    )  # with dropout, which draws from the RNG
+    # With dropout, which draws from the global generator.
+    return GPT(GPTConfig(n_layer=2, n_head=3, n_embd=21, vocab_size=11, block_size=6))
 
 
 def make_trainer(model=None, **settings):
@@ -43,7 +42,8 @@ def test_it_learns_to_count():
     trainer = make_trainer(max_iters=150, batch_size=16, eval_interval=150)
     before = trainer.evaluate()
     trainer.run()
-    assert before > 2 and trainer.eval_loss < 0.3
+    assert before > 2
+    assert trainer.eval_loss < 0.3
 
 
 def test_evaluation_is_the_same_each_time_and_leaves_the_mode_as_it_was():
@@ -67,10 +67,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     trainer = make_trainer(
         max_iters=60, learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_interval=1
     )
-    with pytest.raises(
-        ValueError,
-        match="step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate",
-    ):
+    fault = (
+        "step .* has the loss nan and a gradient .*; look at the targets, or lower learning_rate"
+    )
+    with pytest.raises(ValueError, match=fault):
         trainer.run()
     trainer = make_trainer(checkpoint_dir=tmp_path)
     assert trainer.resume()  # pretrained.load takes no weights that are not finite
@@ -91,6 +91,12 @@ def test_a_cleaning_that_was_cut_short_is_done_again(tmp_path):
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000005"]
 
 
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    (tmp_path / ".step-00000002.999.partial" / "deeper").mkdir(parents=True)
+    make_trainer(checkpoint_dir=tmp_path, max_iters=3).run()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000003"]
+
+
 def test_callbacks_are_called_after_each_step_and_may_end_the_run():
     seen = []
 
@@ -103,7 +109,8 @@ def test_callbacks_are_called_after_each_step_and_may_end_the_run():
     trainer.add_callback("on_batch_end", lambda trainer: seen.append("added"))
     trainer.set_callback("on_batch_end", stop)
     trainer.run()
-    assert [step for step, _, _ in seen] == [1, 2, 3] and all(timed for _, _, timed in seen)
+    assert [step for step, _, _ in seen] == [1, 2, 3]
+    assert all(timed for _, _, timed in seen)
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
@@ -142,7 +149,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, num_work
     with pytest.raises(ValueError, match="another run's checkpoints; call resume"):
         make_trainer(**settings).run()
     second = make_trainer(model=other_model(), **settings)
-    assert second.resume() and second.iter_num == 3
+    assert second.resume()
+    assert second.iter_num == 3
     second.run()
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
@@ -222,7 +230,7 @@ trainer.run()
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path):
-    """Checkpoints are written all the time, so that a kill is likely to fall into the writing of one."""
+    """Checkpoints are written all the time: a kill is likely to fall into the writing of one."""
     reached = 0
     for pause in (0.31, 0.17):
         process = subprocess.Popen(
@@ -235,7 +243,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         trainer = make_trainer(model=other_model(), checkpoint_dir=tmp_path)
-        assert trainer.resume() and trainer.iter_num > reached
+        assert trainer.resume()
+        assert trainer.iter_num > reached
         reached = trainer.iter_num
     weights = make_trainer(max_iters=reached)
     weights.run()

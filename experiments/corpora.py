@@ -1,0 +1,124 @@
+"""The texts that small models learn from: novels, tiny Shakespeare, Python's own source, or a file.
+
+What is downloaded lies in the user's cache afterwards, $XDG_CACHE_HOME/mingpt or ~/.cache/mingpt.
+"""
+
+import hashlib
+import os
+import re
+import sysconfig
+from pathlib import Path
+
+KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"
+# {name: [(address, bytes without the licence, sha256), ...]}. Project Gutenberg revises its files
+# now and then: they have no sha256, and are about so long.
+CORPORA = {
+    "shakespeare": [
+        (
+            KARPATHY + "input.txt",
+            1115394,
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        )
+    ],
+    "austen": [
+        (GUTENBERG.format(158), 883028, None),
+        (GUTENBERG.format(105), 466854, None),
+        (GUTENBERG.format(161), 673688, None),
+    ],
+}
+TOLERANCE = 0.05  # by which the length of a revised file may differ
+# Folders of the standard library that are tests, tables, or not part of it.
+SKIPPED = set("site-packages dist-packages test tests idle_test encodings pydoc_data".split())
+
+
+def read_corpus(name):
+    """The texts, a list of str without Project Gutenberg's header and licence.
+
+    name: shakespeare, austen, python, a file, or a folder of .txt files. ValueError if there is no
+    text, or a download fails.
+    """
+    texts = []
+    for path in _paths(name):
+        try:
+            texts.append(strip_licence(path.read_text(encoding="utf-8-sig")))
+        except (OSError, UnicodeDecodeError) as error:
+            known = ", ".join([*CORPORA, "python"])
+            raise ValueError(
+                f"{name!r} is none of {known}, and {path} cannot be read as utf-8 text: {error}"
+            ) from error
+    if not any(texts):
+        raise ValueError(
+            f"{name!r} has no text; give a file with some, or a folder of such .txt files"
+        )
+    return texts
+
+
+def _paths(name):
+    """The files of a corpus, a list of Path in a fixed order: the order decides the text."""
+    if name in CORPORA:
+        return [download(name, *source) for source in CORPORA[name]]
+    if name == "python":
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = sorted(root.rglob("*.py"))
+        return [path for path in paths if not SKIPPED & set(path.relative_to(root).parts)]
+    path = Path(name)
+    return sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+
+
+def strip_licence(text):
+    """The text between Project Gutenberg's marks; a text without them as it is."""
+    body = re.search(r"\*\*\* ?START OF.*?\*\*\*(.*?)\*\*\* ?END OF", text, re.DOTALL)
+    return body[1].strip() + "\n" if body else text
+
+
+def download(corpus, address, size, sha256):
+    """The path of the file in the user's cache; downloaded unless it is there.
+
+    ValueError if the download breaks off, and the next one goes on from there; or if it gives
+    another text, of which nothing stays.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    path = cache / "mingpt" / corpus / Path(address).name
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    _fetch_rest(address, part)
+
+    data = part.read_bytes()
+    whole = data.decode(errors="replace").replace("\r\n", "\n")
+    text = strip_licence(whole)
+    length = len(text.encode())
+    # What a server answers is not always what was asked for.
+    is_same_file = hashlib.sha256(data).hexdigest() == sha256
+    # Without the marks at its end the file is cut, or another one.
+    is_like_it = text != whole and abs(length / size - 1) <= TOLERANCE
+    if not (is_same_file if sha256 else is_like_it):
+        part.unlink()
+        raise ValueError(
+            f"{address} gave {length} bytes of text, not the {size} expected; nothing was kept"
+        )
+    return part.replace(path)
+
+
+def _fetch_rest(address, part):
+    """Append to the file part what it lacks of the address; ValueError if that breaks off."""
+    import requests
+
+    start = part.stat().st_size if part.exists() else 0
+    # Compressed, the bytes would not be those that the range counts.
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    try:
+        with requests.get(address, headers=headers, stream=True, timeout=20) as answer:
+            # Nothing lies behind the start: an earlier download was whole, but not yet checked.
+            if answer.status_code == requests.codes.requested_range_not_satisfiable:
+                return
+            answer.raise_for_status()
+            # A server that knows no ranges sends all of it again.
+            mode = "ab" if answer.status_code == requests.codes.partial_content else "wb"
+            with open(part, mode) as file:
+                file.writelines(answer.iter_content(4096))
+    except requests.RequestException as error:
+        hint = "run this again, which goes on from there, or give the text as a file"
+        raise ValueError(f"{address} did not come whole ({error}); {hint}") from error

@@ -1,0 +1,313 @@
+"""Which heads of a model are induction heads, and in a training run, when did they form?
+
+    python -m experiments.induction_study MODEL_OR_RUN --output FOLDER
+
+FOLDER gets induction.png, the means over the bases for each head; induction.csv, all quantities
+with their standard errors; and of a run of experiments.train also induction_curve.png, the same
+over the steps. It prints the largest quantities and the heads that the model needs. What the
+quantities are, and what they do not show, stands in mingpt/interpretability/induction.py.
+"""
+
+import argparse
+import csv
+import math
+import sys
+from dataclasses import astuple, dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from mingpt.common import atomic_write
+from mingpt.hub import steps_in
+from mingpt.interpretability import figures, runs
+from mingpt.interpretability.induction import (
+    KINDS,
+    draw_prompts,
+    induction_curve,
+    mean_error,
+    name_candidates,
+    study_induction,
+)
+from mingpt.model import GPT
+
+# What tables and pictures call the fields of an InductionStudy. The names are short, since they
+# stand over columns and panels; induction.py says what each is.
+ATTENTION = {
+    "A(r)": "attention_repeats",
+    "A(c)": "attention_controls",
+    "A(r)-A(c)": "attention_difference",
+}
+LOSSES = {
+    "loss(r)": "loss_repeats",
+    "loss(c)": "loss_controls",
+    "loss(text)": "loss_texts",
+    "ICL": "in_context",
+}
+# The names of a HeadAblations' fields; the kind of ablation follows after a comma.
+CHANGES = {
+    "change of Delta": "change_of_delta",
+    "ICL share lost": "in_context_share_lost",
+    "change of loss(r)": "change_of_loss_repeats",
+    "change of loss(c)": "change_of_loss_controls",
+}
+DRAWN_CHANGES = ("change of Delta", "ICL share lost", "change of loss(r)")
+LARGEST = 5  # heads that are named in a picture or a printed line
+
+
+def columns(study):
+    """{name: (B,L,H) for each head, or (B,) for the model} of all that the study holds.
+
+    The names are those of the tables and pictures: "A(r)-A(c)", "change of Delta, zero" ...
+    """
+    named = {}
+    for name, field in (ATTENTION | LOSSES | {"Delta": "delta"}).items():
+        named[name] = getattr(study, field)
+    for kind, changes in study.ablations.items():
+        for name, field in CHANGES.items():
+            named[f"{name}, {kind}"] = getattr(changes, field)
+    # A study without a text has no loss on it.
+    return {name: values for name, values in named.items() if values is not None}
+
+
+@dataclass
+class Row:
+    """One line of the table: a quantity's mean over the bases, with its standard error."""
+
+    quantity: str
+    head: str  # "3.5", or "" where the quantity is the whole model's
+    mean: float
+    error: float
+
+
+def summarize(study):
+    """A list of Row: every column of the study, head by head, in the order of columns."""
+    rows = []
+    for name, values in columns(study).items():
+        mean, error = mean_error(values)
+        # The axes that are left are layers and heads, or none: then () is the only place.
+        for place in product(*map(range, mean.shape)):
+            rows.append(Row(name, dotted(place), mean[place].item(), error[place].item()))
+    return rows
+
+
+def dotted(head):
+    """The text "3.5" of head (3, 5), by which a reader knows it."""
+    return ".".join(map(str, head))
+
+
+def plot_study(model, prompts, study, path=None):
+    """The Figure of the study's means, (L,H) each, and of the head with the largest A(r) - A(c).
+
+    That head's mean pattern is drawn whole, on r; and zoomed to queries in piece 2 and keys in
+    piece 1, on r and c, where the stripe lies right above the diagonal.
+    """
+    from matplotlib.figure import Figure
+
+    means = {name: values.mean(0) for name, values in columns(study).items()}
+    rows = 2 + len(study.ablations)
+    figure = Figure(figsize=(13, 4 * rows), layout="constrained")
+    first, *middle, last = figure.subfigures(rows)
+
+    # One scale for both kinds of prompts: a stripe in the controls must look as strong as it is.
+    _draw_maps(first, {name: means[name] for name in ATTENTION}, alike=ATTENTION)
+    for strip, kind in zip(middle, study.ablations):
+        names = [f"{name}, {kind}" for name in DRAWN_CHANGES]
+        _draw_maps(strip, {name: means[name] for name in names})
+    strongest = means["A(r)-A(c)"].argmax().item()
+    patterns = _patterns(model, prompts, *divmod(strongest, model.config.n_head))
+    _draw_maps(last, patterns, "query", "key", alike=list(patterns)[1:])
+    return figures.shown(figure, path)
+
+
+def _draw_maps(strip, maps, row_name="layer", column_name="head", alike=()):
+    """Draw {title: values (rows, columns)} side by side, row 0 at the top; red above 0, white at 0.
+
+    alike: the titles that share one scale. A map of shares of which there is nothing to lose is
+    all nan, and is left out.
+    """
+    from matplotlib.colors import CenteredNorm
+
+    maps = {title: values for title, values in maps.items() if not values.isnan().all()}
+    largest = {title: values.abs().max().item() for title, values in maps.items()}
+    shared = max((largest[title] for title in alike), default=None)
+    panels = strip.subplots(1, len(maps), squeeze=False)[0]
+    for axes, (title, values) in zip(panels, maps.items()):
+        scale = shared if title in alike else largest[title]
+        # A map of zeros has no scale; with None matplotlib chooses one.
+        norm = CenteredNorm(0, scale or None)
+        image = axes.imshow(values.cpu().numpy(), "RdBu_r", norm=norm, aspect="auto")
+        strip.colorbar(image)
+        axes.set(title=title, xlabel=column_name, ylabel=row_name)
+        axes.locator_params(integer=True)
+
+
+@torch.no_grad()
+def _patterns(model, prompts, layer, head):
+    """{title: the head's mean pattern over up to 16 bases}: on r; and on r and c, zoomed.
+
+    Zoomed are the queries in piece 2 and the keys in piece 1.
+    """
+    n = prompts.size(2) // 4
+    pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T)
+    # One repeat and its control at a time: the patterns of all layers are recorded.
+    patterns = [runs.record(model, pair, ["pattern"])["pattern"][layer][:, head] for pair in pairs]
+    repeat, control = torch.stack(patterns).float().mean(0)  # (b,2,T,T) -> 2 x (T,T)
+    return {
+        f"{layer}.{head} on r": repeat,
+        f"{layer}.{head} on r, pieces 2, 1": repeat[n : 2 * n, :n],
+        f"{layer}.{head} on c, pieces 2, 1": control[n : 2 * n, :n],
+    }
+
+
+def plot_curve(curve, path=None, losses=None):
+    """The Figure of induction_curve, {step: study}: A(r) - A(c) of the heads, losses below.
+
+    losses: of the training itself, as read_losses gives them; a panel for them goes below.
+    """
+    from matplotlib.figure import Figure
+
+    rows = 3 if losses else 2
+    figure = Figure(figsize=(8, 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, 1, sharex=True)
+    _draw_heads(panels[0], curve)
+    _draw_losses(panels[1], curve)
+    if losses:
+        for name in ("train_loss", "validation_loss"):
+            panels[2].plot(losses["step"], losses[name], label=name)
+        panels[2].set_ylabel("of the training: nats per token")
+    for axes in panels:
+        axes.set_xlabel("step")
+        axes.legend()
+    return figures.shown(figure, path)
+
+
+def _draw_heads(axes, curve):
+    """A line for each head: the highest ones named, the others grey behind them.
+
+    The height of a head is its largest mean at any step.
+    """
+    means = [study.attention_difference.mean(0) for study in curve.values()]
+    heads = torch.stack(means)  # (S,L,H), S steps
+    ranking = heads.amax(0).flatten().argsort(descending=True)
+    for rank, number in enumerate(ranking.tolist()):
+        layer, head = divmod(number, heads.size(2))
+        grey = {"color": "lightgrey", "zorder": 1}
+        style = {"label": f"head {layer}.{head}"} if rank < LARGEST else grey
+        axes.plot(list(curve), heads[:, layer, head].numpy(), ".-", **style)
+    axes.set_ylabel("A(r)-A(c)")
+
+
+def _draw_losses(axes, curve):
+    """A line for each loss on the prompts that the studies have, with standard errors."""
+    for name, field in LOSSES.items():
+        losses = [getattr(study, field) for study in curve.values()]
+        if losses[0] is not None:
+            means, errors = zip(*map(mean_error, losses))
+            axes.errorbar(list(curve), means, errors, label=name)
+    axes.set_ylabel("on the prompts: nats, with standard errors")
+
+
+def read_losses(run_folder):
+    """{"step": [...], "train_loss": [...], "validation_loss": [...]} of the run's curve.csv.
+
+    None if the folder has no such file, or the file no such columns.
+    """
+    losses = {"step": [], "train_loss": [], "validation_loss": []}
+    try:
+        with open(Path(run_folder) / "curve.csv", newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, column in losses.items():
+                    column.append(float(row[name]))
+    except (OSError, KeyError):
+        return None
+    return losses
+
+
+def write_table(studies, settings, path):
+    """Write a CSV with a line for each Row of {step: study}; step None is a model without a run.
+
+    settings: {column: value} of the prompts, the same in every line.
+    """
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["step", "quantity", "layer.head", "mean", "standard error", *settings])
+        for step, study in studies.items():
+            for row in summarize(study):
+                table.writerow([step, *astuple(row), *settings.values()])
+
+
+def print_study(study):
+    """Print each quantity, of the heads the largest ones, and the heads that are needed.
+
+    Of a share that is nan for all heads, there is nothing to lose.
+    """
+    rows = summarize(study)
+    for name in columns(study):
+        numbers = [row for row in rows if row.quantity == name and not math.isnan(row.mean)]
+        numbers.sort(key=lambda row: -abs(row.mean))
+        texts = [f"{row.head:>4} {row.mean:.3f} +- {row.error:.3f}" for row in numbers[:LARGEST]]
+        print(f"{name:24}", *texts or ["none to lose"])
+    for kind in study.ablations:
+        needed = name_candidates(study, kind)
+        delta = " ".join(map(dotted, needed.delta))
+        loss = " ".join(map(dotted, needed.loss))
+        both = " ".join(map(dotted, needed.both))
+        print(f"needed ({kind}): by Delta {delta}; by loss(r) {loss}; by both {both}")
+
+
+def report(name, output, text=None, length=None, bases=32, seed=0):
+    """Study the named model or run, write pictures and table into the folder, print the largest.
+
+    text: a file to take the bases from; length, bases and seed: as draw_prompts takes them.
+    ValueError or OSError where something cannot be read, studied or written.
+    """
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "induction.png"
+    # Before the work, so that it is not lost.
+    figures.check_output(picture)
+    content = Path(text).read_text(encoding="utf-8") if text else None
+    # Before the model is read: a run that is still going on writes newer ones.
+    last_step = max(steps_in(name), default=None)
+    model = GPT.from_pretrained(name)
+    curve = induction_curve(name, length, bases, seed, content)
+    prompts = draw_prompts(model, length, bases, seed, content)
+    study = study_induction(model, prompts, KINDS)
+
+    plot_study(model, prompts, study, picture)
+    if curve:
+        plot_curve(curve, folder / "induction_curve.png", read_losses(name))
+    settings = {"n": bases, "length": prompts.size(2) // 4, "seed": seed, "text": text}
+    write_table(curve | {last_step: study}, settings, folder / "induction.csv")
+    print(f"{name}, {settings}: mean +- standard error, of heads the five largest")
+    print_study(study)
+
+
+def main(arguments=None):
+    """The command line: 0, or 2 after a message that says what to change."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model_help = "of a run, the last model is studied, the curve is of all"
+    output_help = "folder for induction.png, induction.csv and induction_curve.png"
+    text_help = "a file to take bases from; without it they are random tokens"
+    parser.add_argument("name", metavar="MODEL_OR_RUN", help=model_help)
+    parser.add_argument("--output", required=True, help=output_help)
+    parser.add_argument("--text", help=text_help)
+    parser.add_argument("--length", type=int, help="tokens in a base; default: 32, or what fits")
+    parser.add_argument("--bases", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    try:
+        report(**vars(parser.parse_args(arguments)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
