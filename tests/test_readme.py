@@ -1,4 +1,4 @@
-"""README and docs: their lines run and print what stands below them, and what they name is there."""
+"""README and docs: their lines run and print what stands below them; what they name is there."""
 
 import contextlib
 import importlib
