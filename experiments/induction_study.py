@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mingpt.common import atomic_write
+from mingpt.common import atomic_write, run_command
 from mingpt.hub import steps_in
 from mingpt.interpretability import figures, runs
 from mingpt.interpretability.induction import (
@@ -288,7 +288,7 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
 
 
 def main(arguments=None):
-    """The command line: 0, or 2 after a message that says what to change."""
+    """The command line: its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -301,12 +301,7 @@ def main(arguments=None):
     parser.add_argument("--length", type=int, help="tokens in a base; default: 32, or what fits")
     parser.add_argument("--bases", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    try:
-        report(**vars(parser.parse_args(arguments)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda options: report(**vars(options)), parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

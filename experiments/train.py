@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.corpora import read_corpus
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
-from mingpt.common import atomic_write
+from mingpt.common import atomic_write, run_command
 from mingpt.hub import steps_in
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
@@ -293,7 +293,7 @@ def draw_curve(history, path=None):
 
 
 def main(arguments=None):
-    """The command line: 0, or 2 after a message that says what to change; 130 after Ctrl-C."""
+    """The command line: its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -309,19 +309,16 @@ def main(arguments=None):
         kind, meaning = get_args(field.type)
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, help=f"{meaning}; default: the preset's")
-    options = parser.parse_args(arguments)
+    return run_command(train_with, parser.parse_args(arguments))
+
+
+def train_with(options):
+    """Train as the command line asks: the preset, with the given fields in place of its own."""
     name = options.preset or PRESET_OF.get(options.corpus, "austen-2m")
     given = {field.name: getattr(options, field.name) for field in fields(Preset)}
     changes = {field: value for field, value in given.items() if value is not None}
-    try:
-        preset = replace(PRESETS[name], **changes)
-        train(read_corpus(options.corpus), preset, options.output or f"runs/{name}", options.device)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    preset = replace(PRESETS[name], **changes)
+    train(read_corpus(options.corpus), preset, options.output or f"runs/{name}", options.device)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import math
 import random
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from experiments.corpora import GUTENBERG, read_corpus, strip_licence
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder, train_bpe
+from mingpt.common import run_command
 from mingpt.model import GPT, GPTConfig
 from mingpt.names import FIRST, LAST, held_out_pair, passage
 from mingpt.trainer import Trainer
@@ -235,19 +237,20 @@ def train_phase(model, novels, phase, seed, folder):
 
 
 def main():
-    """The command line: trains, and prints what the model can do after the rounding."""
+    """The command line: its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     austen_help = "folder of the six novels as .txt; without it Project Gutenberg is asked"
     parser.add_argument("output", help="folder for the model and its checkpoints")
     parser.add_argument("--austen", help=austen_help)
-    options = parser.parse_args()
+    return run_command(train_and_measure, parser.parse_args())
+
+
+def train_and_measure(options):
+    """Train, and print what the model can do after the rounding to half precision."""
     began = time.time()
-    try:
-        train(options.output, read_novels(options.austen))
-    except (ValueError, ImportError, OSError) as error:  # requests' errors are OSErrors
-        parser.exit(2, f"error: {error}\n")
+    train(options.output, read_novels(options.austen))
     minutes = (time.time() - began) / 60
     print(f"trained in {minutes:.0f} minutes; after rounding to half precision:")
     measures = measure(GPT.from_pretrained(options.output))
@@ -257,4 +260,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

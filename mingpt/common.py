@@ -78,15 +78,15 @@ class CheckFailed(Exception):
     """A result is not what it must be: an error of this program, not of its user."""
 
 
-def run_command(function, *arguments):
-    """The exit code of a command, function(*arguments): 0 if it ends.
+def run_command(function, options):
+    """The exit code of a command, function(options): 0 if it ends.
 
     2 after a message on stderr for bad input, 1 if a check of the result fails, 130 after Ctrl-C.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # tokens may not fit the terminal
     try:
-        function(*arguments)
+        function(options)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
