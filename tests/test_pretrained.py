@@ -346,7 +346,7 @@ def test_a_run_folder_gives_its_last_step_by_number(tmp_path):
     ],
 )
 def test_a_name_that_is_nothing_is_refused_without_asking_the_hub(name, message, monkeypatch):
-    monkeypatch.setattr(hub_files, "reach", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_files, "check_reachable", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(ValueError) as error:
         GPT.from_pretrained(name)
     assert message in str(error.value)
