@@ -12,6 +12,7 @@ import torch
 def check_device(name):
     """ValueError where nothing can be computed on this device, or not rightly."""
     try:
+        # A device may have a name that torch knows and still not be there: only use tells.
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -28,7 +29,8 @@ def check_mps(device):
     """
     if torch.device(device).type == "mps" and torch.__version__.startswith("2.8."):
         raise ValueError(
-            "PyTorch 2.8 computes linear layers wrongly on mps; install another version, or use the cpu"
+            "PyTorch 2.8 computes linear layers wrongly on mps; "
+            "install another version, or use the cpu"
         )
 
 
@@ -42,14 +44,16 @@ def check_finite(*tensors):
 
 @contextmanager
 def atomic_write(path):
-    """A temporary path beside `path`, for a file or a folder; it takes the name `path` when the block has ended.
+    """A temporary path to write a file or a folder to; at the block's end it becomes `path`.
 
-    If the block raises, the temporary is removed and `path` is as it was. Where `path` is a folder already, the
-    temporary folder lies in it, and its files replace those of the same name one by one. ValueError if it cannot
-    be written.
+    If the block raises, the temporary path is removed and `path` is as it was. Where `path` is a
+    folder already, the temporary folder lies in it, and its files replace those of the same name
+    one by one. ValueError if it cannot be written.
     """
     path = Path(path)
     is_folder = path.is_dir()
+    # Beside its destination, so that both are on one disk: only then is a renaming all or nothing.
+    # The suffix stays, since matplotlib takes the format of a picture from it.
     name = f".{path.stem}.{os.getpid()}.partial{path.suffix}"
     temporary = path / name if is_folder else path.with_name(name)
     try:

@@ -1,12 +1,19 @@
-"""The sizes and options of a GPT-2."""
+"""The sizes and options of a GPT-2: do they fit together, and what does config.json say of them?
 
-from dataclasses import dataclass
+A config.json is the file in which the Hugging Face hub and transformers keep them, under other
+names and with other defaults than minGPT's.
+"""
+
+import json
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch.nn import functional as F
 
-MODEL_TYPES = {  # name -> layers, heads, width
+# name -> layers, heads, width. Sources: Radford et al. 2018 and 2019 (GPT and GPT-2); Rae et al.
+# 2021 (Gopher, arXiv 2112.11446). The last three are minGPT's, for experiments in minutes.
+MODEL_TYPES = {
     "openai-gpt": (12, 12, 768),
     "gpt2": (12, 12, 768),
     "gpt2-medium": (24, 16, 1024),
@@ -18,8 +25,10 @@ MODEL_TYPES = {  # name -> layers, heads, width
     "gpt-nano": (3, 3, 48),
 }
 
-ACTIVATIONS = {  # the names that config.json files use
-    "gelu_new": partial(F.gelu, approximate="tanh"),  # GPT-2's own
+# The names are those that config.json files use. GPT-2's own is gelu_new: it computes the GELU by
+# a formula with tanh, which is off by at most 5e-4.
+ACTIVATIONS = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "relu": F.relu,
@@ -30,66 +39,110 @@ ACTIVATIONS = {  # the names that config.json files use
 
 SHAPE = ("n_layer", "n_head", "n_embd")  # what a model type sets
 SIZES = (*SHAPE, "vocab_size", "block_size")  # what every model must have
-
-
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older checkpoints, not weights
+
+# config.json's name -> GPTConfig's. Of these only n_inner may be left out.
+SIZE_FIELDS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_inner": "n_inner",
+    "vocab_size": "vocab_size",
+    "n_positions": "block_size",
+}
+# Defaults for omitted fields of config.json; those of GPTConfig are minGPT's. The field
+# reorder_and_upcast_attn is not read: it moves a product and a cast, which changes nothing in fp32.
+OPTION_DEFAULTS = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "embd_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
+# A model with one of these set is another function than this GPT-2.
+REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")
 
 
 @dataclass(slots=True)
 class GPTConfig:
-    """Either a model_type of MODEL_TYPES, or n_layer, n_head and n_embd; and always vocab_size and block_size."""
+    """What a GPT is built from, under minGPT's names.
+
+    Give a model_type of MODEL_TYPES, or n_layer, n_head and n_embd; and always vocab_size and
+    block_size. The rest has defaults. A misspelt field is an AttributeError.
+    """
 
     model_type: str | None = None
     n_layer: int | None = None
     n_head: int | None = None
     n_embd: int | None = None
     vocab_size: int | None = None
-    block_size: int | None = None  # the longest input, in tokens
+    # The longest input, in tokens.
+    block_size: int | None = None
+    # Dropout: on the embeddings, on what attention and MLP write, on the attention pattern.
     embd_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     attn_pdrop: float = 0.1
-    n_inner: int | None = None  # width of the MLP, 4 * n_embd if None
+    # The width of the MLP, 4 * n_embd if None.
+    n_inner: int | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
-    scale_attn_weights: bool = True  # divide scores by sqrt(D)
-    scale_attn_by_inverse_layer_idx: bool = False  # and by layer + 1
-    tie_word_embeddings: bool = False  # lm_head is wte, as in GPT-2; minGPT trains two matrices
+    # Divide attention scores by sqrt(D), and by layer + 1?
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    # Is lm_head wte? So it is in GPT-2; minGPT trains two matrices.
+    tie_word_embeddings: bool = False
 
     def complete(self):
-        """A copy in which every size is a number; ValueError if one is missing, doubled or does not fit."""
-        sizes = {name: getattr(self, name) for name in self.__slots__}
+        """A copy in which every size is a number.
+
+        ValueError if a size is missing, given twice with two values, or does not fit the others.
+        """
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.model_type is not None:
-            sizes |= self._shape_of_type()
-        missing = [name for name in SIZES if not sizes[name]]
+            settings |= self._shape_of_type()
+        missing = [name for name in SIZES if not settings[name]]
         if missing:
             known = ", ".join(MODEL_TYPES)
             raise ValueError(f"set {', '.join(missing)}, or for the shape a model_type of {known}")
-        sizes["n_inner"] = sizes["n_inner"] or 4 * sizes["n_embd"]
+        settings["n_inner"] = settings["n_inner"] or 4 * settings["n_embd"]
+        completed = GPTConfig(**settings)
+        completed._check()
+        return completed
+
+    def _check(self):
+        """ValueError if a size is no whole number, or sizes or names do not fit the model."""
         for name in (*SIZES, "n_inner"):
-            if type(sizes[name]) is not int or sizes[name] < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {sizes[name]!r}")
-        if sizes["n_embd"] % sizes["n_head"]:
-            raise ValueError(
-                f"n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}"
-            )
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {size!r}")
+        # The heads share the width evenly: D = C / H.
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.activation_function not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(
                 f"no activation_function {self.activation_function!r}; known are {known}"
             )
-        return GPTConfig(**sizes)
 
     def _shape_of_type(self):
-        """{n_layer, n_head, n_embd} of the model type; ValueError if the configuration sets others beside it."""
+        """{n_layer, n_head, n_embd} of the model type.
+
+        ValueError if there is no such type, or the configuration sets another shape beside it.
+        """
         if self.model_type not in MODEL_TYPES:
             known = ", ".join(MODEL_TYPES)
             raise ValueError(f"no model_type {self.model_type!r}; known are {known}, or None")
         shape = dict(zip(SHAPE, MODEL_TYPES[self.model_type]))
         given = {name: getattr(self, name) for name in SHAPE}
+        # A completed configuration has both a type and its shape, which is no contradiction.
         others = {name: size for name, size in given.items() if size not in (None, shape[name])}
         if others:
             raise ValueError(
-                f"model_type {self.model_type!r} sets {shape}, but the configuration also has {others}"
+                f"model_type {self.model_type!r} sets {shape}, "
+                f"but the configuration also has {others}"
             )
         return shape
 
@@ -97,3 +150,68 @@ class GPTConfig:
 def without_masks(weights):
     """The state dict without the mask buffers that older checkpoints have beside the weights."""
     return {name: weight for name, weight in weights.items() if not name.endswith(MASKS)}
+
+
+def read_config(path):
+    """The GPTConfig of a config.json; ValueError, naming the field, for another kind of model."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        # In the hub's cache this path is a link; what must be deleted is the file it points to.
+        raise ValueError(
+            f"{path.resolve()} is no whole JSON file ({error}); delete it and get it again"
+        ) from error
+    try:
+        check_architecture(fields)
+        return GPTConfig(**read_sizes(fields), **read_options(fields)).complete()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_architecture(fields):
+    """ValueError if the fields of config.json are not those of a plain GPT-2."""
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type != "gpt2":
+        raise ValueError(
+            f'model_type must be "gpt2", got {model_type!r}; other architectures are not read'
+        )
+    for name in REFUSED:
+        value = fields.get(name)
+        if value:
+            raise ValueError(
+                f"it sets {name} to {value!r}, which is not supported here; take a plain GPT-2"
+            )
+
+
+def read_sizes(fields):
+    """{GPTConfig's name: size} of the fields of config.json; ValueError for one that is no size."""
+    sizes = {}
+    for name, our_name in SIZE_FIELDS.items():
+        size = fields.get(name)
+        is_default = name == "n_inner" and size is None
+        if not is_default and (type(size) is not int or size < 1):
+            raise ValueError(f"{name} must be a whole number from 1, got {size!r}")
+        sizes[our_name] = size
+    return sizes
+
+
+def read_options(fields):
+    """{name: value} of the options in config.json; ValueError for a value of another type."""
+    options = {}
+    for name, default in OPTION_DEFAULTS.items():
+        value = fields.get(name, default)
+        kind = type(default)
+        # JSON may write the float 1.0 as 1. A bool is an int in Python, but no number here.
+        is_whole_float = kind is float and type(value) is int
+        if type(value) is not kind and not is_whole_float:
+            raise ValueError(
+                f"{name} must be a {kind.__name__}, such as {default!r}, got {value!r}"
+            )
+        options[name] = value
+    return options
+
+
+def fields_of(config):
+    """{config.json's name: value} of a configuration, which read_config reads again."""
+    sizes = {name: getattr(config, our_name) for name, our_name in SIZE_FIELDS.items()}
+    return sizes | {name: getattr(config, name) for name in OPTION_DEFAULTS}

@@ -1,7 +1,8 @@
-"""From a name to a model's files on this machine.
+"""A model's name -> its files on this machine.
 
-A name is `names` (the embedded model), a folder, or a model id of the Hugging Face hub (gpt2, distilgpt2, owner/name).
-Files come from the cache that huggingface_hub shares with the user's other tools; what is missing is downloaded.
+A name is `names` (the embedded model), a folder, or a model id of the Hugging Face hub (gpt2,
+distilgpt2, owner/name). Files of the hub come from the cache that huggingface_hub shares with the
+user's other tools; what is missing there is downloaded.
 """
 
 import hashlib
@@ -29,18 +30,19 @@ MOVED = {
 }
 PATIENCE = 8  # seconds in which the hub must answer; huggingface_hub itself tries for 24
 TRIES = 3  # of a download that breaks off, beyond what huggingface_hub itself resumes
-BROKEN = (
-    "ReadError",
-    "RemoteProtocolError",
-)  # httpx's names for a connection reset, or ended early
+BROKEN = ("ReadError", "RemoteProtocolError")  # httpx's: a connection was reset, or ended early
 
 
 class Unavailable(ValueError):
-    """The model is not cached, and the hub is unreachable, refuses, does not know it, or broke off."""
+    """The model is not cached, and the hub is unreachable, refuses or does not know it."""
 
 
 def find_model(name):
-    """The Folder or the Hub that a name stands for; ValueError if it can be neither."""
+    """The Folder or the Hub that a name stands for; no traffic.
+
+    Of a run folder that trainer.py wrote, it is the folder of the last step.
+    ValueError if the name can be neither a folder nor a hub id.
+    """
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
         raise ValueError(
             f"the model's name must be a hub id such as gpt2, a folder, or names; got {name!r}"
@@ -50,9 +52,12 @@ def find_model(name):
         return Folder(EMBEDDED, "names, embedded")
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        steps = {} if (path / "config.json").exists() else steps_in(path)
-        newest = steps[max(steps)] if steps else path
-        return Folder(newest, f"folder {newest}")
+        # A model's own folder is taken as it is, whatever else lies in it.
+        is_model = (path / "config.json").exists()
+        steps = {} if is_model else steps_in(path)
+        if steps:
+            path = steps[max(steps)]
+        return Folder(path, f"folder {path}")
     if path.exists():
         raise ValueError(
             f"{name} is a file; give the folder that it lies in, with config.json beside it"
@@ -75,71 +80,89 @@ def steps_in(folder):
 
 
 class Folder:
-    """The files of a model in a folder."""
+    """The files of a model in a folder.
+
+    where: its name in error messages. source: for the user, where the model came from.
+    """
 
     def __init__(self, path, source):
         self.path = path
-        self.where = str(path)  # for error messages
-        self.source = source  # for the user: where the model came from
+        self.where = str(path)
+        self.source = source
 
     def find(self, *filenames):
         """The path of the first of these files that is there, or None."""
         for filename in filenames:
-            if (self.path / filename).exists():
-                return self.path / filename
+            path = self.path / filename
+            if path.exists():
+                return path
         return None
 
 
 class Hub:
-    """The files of a model on the hub: from the cache, without any traffic, where they are there, else downloaded."""
+    """The files of a model on the hub.
+
+    What is in the cache is taken from there without any traffic; the rest is downloaded.
+    where, source: as a Folder's. repo: the id to ask for. revision: the commit from which all its
+    files are taken, once the first of them is there; until then the newest one, "main".
+    """
 
     def __init__(self, name):
         self.where = name
         self.source = f"{name}, from the cache {constants.HF_HUB_CACHE}"
+        # The cache may have the model under its new id only.
         self.repo = name
-        for repo in (name, MOVED.get(name, name)):
-            if any(cached(repo, "main", weights) for weights in WEIGHTS):
-                self.repo = repo
-                break
+        moved_to = MOVED.get(name, name)
+        if not has_weights(name) and has_weights(moved_to):
+            self.repo = moved_to
         self.revision = "main"
         self.downloaded = False
 
     def find(self, *filenames):
-        """The path of the first of these files that is cached, else of the first that the hub has, or None."""
-        for get in (cached, self.download):
+        """The path of the first of these files that is cached or that the hub has, or None.
+
+        A cached file goes before one to download, whatever their order.
+        """
+        for get_file in (cached, self.download):
             for filename in filenames:
-                path = get(self.repo, self.revision, filename)
+                path = get_file(self.repo, self.revision, filename)
                 if path:
-                    self.revision = (
-                        path.parent.name
-                    )  # the commit: what follows is taken from the same version
+                    # The folder is named by the commit: later files come from the same version.
+                    self.revision = path.parent.name
                     return path
         return None
 
     def download(self, repo, revision, filename):
-        """The path of the file, fetched and checked, or None if the hub says that the model has no such file."""
+        """The path of the file, fetched and checked; None if the model has no such file."""
+        # It is not cached, so this is a note that the hub has no such file, from an earlier visit.
         if huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision):
-            return None  # not a path, which `cached` would have found, but a note that there is no such file
+            return None
         if not self.downloaded:
-            reach(repo, filename)
+            check_reachable(repo, filename)
         path = fetch(repo, revision, filename)
         if path:
+            check_download(path)
             self.downloaded = True
             self.source = f"{self.where}, downloaded from {constants.ENDPOINT}"
-            check_download(path)
         return path
 
 
 def cached(repo, revision, filename):
     """The path of the file in the cache, or None; no traffic."""
+    # What comes back is a path, None, or an object that stands for "the hub has no such file".
     path = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
     return Path(path) if isinstance(path, str) else None
 
 
-def reach(repo, filename):
-    """Unavailable, within PATIENCE seconds, if the hub does not answer a request for the file.
+def has_weights(repo):
+    """Is there a weights file of this model in the cache?"""
+    return any(cached(repo, "main", weights) for weights in WEIGHTS)
 
-    In a thread of its own, since no timeout bounds a silent name server or a host with many dead addresses.
+
+def check_reachable(repo, filename):
+    """Unavailable if the hub does not answer a request for the file within PATIENCE seconds.
+
+    huggingface_hub would find out too, but only after three times as long.
     """
     from huggingface_hub.utils import get_session
 
@@ -156,22 +179,29 @@ def reach(repo, filename):
         except Exception as error:  # of requests or httpx, by version of huggingface_hub
             fault = error
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
+    # No timeout bounds a silent name server or a host with many dead addresses, so the request
+    # has a thread of its own, which may be left waiting.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
     if fault:
         raise unreachable(repo, filename, fault)
 
 
 def unreachable(repo, filename, reason):
+    """The Unavailable for a hub that does not answer."""
     return Unavailable(
-        f"{filename} of {repo} is not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be "
-        f"reached ({one_line(reason)}); run this again with a network, or give a folder that has the model"
+        f"{filename} of {repo} is not in the cache {constants.HF_HUB_CACHE}, and "
+        f"{constants.ENDPOINT} cannot be reached ({one_line(reason)}); "
+        "run this again with a network, or give a folder that has the model"
     )
 
 
 def fetch(repo, revision, filename):
-    """The path of the file, downloaded; None if the model has no such file; Unavailable if all fails."""
+    """The path of the file, downloaded; None if the model has no such file.
+
+    Unavailable if the download fails, and fails again where trying again can help.
+    """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     for tries_left in reversed(range(TRIES)):
@@ -180,67 +210,73 @@ def fetch(repo, revision, filename):
                 return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
         except RemoteEntryNotFoundError:
             return None
-        except (
-            Exception
-        ) as error:  # of requests, httpx, hf_xet or the disk, by version of huggingface_hub
-            if not tries_left or type(error).__name__ not in BROKEN:
-                raise refusal(error, repo, filename) from error
+        # Its type depends on huggingface_hub's version: of requests, httpx, hf_xet or the disk.
+        except Exception as error:
+            broke_off = type(error).__name__ in BROKEN
+            if not (broke_off and tries_left):
+                raise explain(error, repo, filename) from error
 
 
-def refusal(error, repo, filename):
+def explain(error, repo, filename):
     """The Unavailable for an error of huggingface_hub: what it means, and what to do."""
     from huggingface_hub import errors
 
     hub = constants.ENDPOINT
-    cause = error.__cause__
     if isinstance(error, errors.GatedRepoError):
         return Unavailable(
-            f"{repo} is gated: accept its terms at {hub}/{repo}, run `hf auth login`, then this again"
+            f"{repo} is gated: accept its terms at {hub}/{repo}, run `hf auth login`, "
+            "then this again"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        hint = "check the spelling (for a private model run `hf auth login` first)"
-        return Unavailable(f"there is no folder {repo}, and no such model at {hub}; {hint}")
-    if not isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):  # huggingface_hub's word for every other refusal
-        reason = f"{one_line(error)}; nothing was kept in part, run this again"
-        return Unavailable(f"the download of {filename} of {repo} from {hub} broke off: {reason}")
+        return Unavailable(
+            f"there is no folder {repo}, and no such model at {hub}; "
+            "check the spelling (for a private model run `hf auth login` first)"
+        )
+    # LocalEntryNotFoundError is huggingface_hub's word for every other refusal.
+    if not isinstance(error, errors.LocalEntryNotFoundError):
+        return Unavailable(
+            f"the download of {filename} of {repo} from {hub} broke off: {one_line(error)}; "
+            "nothing was kept in part, run this again"
+        )
+    cause = error.__cause__
     if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
         return Unavailable(f"{hub} refuses {filename} of {repo}: {one_line(cause)}")
     return unreachable(repo, filename, cause or error)
 
 
 def check_download(path):
-    """Unavailable, and the file is gone, if its bytes are not those that the hub announced."""
+    """Unavailable, and the file is gone, if its bytes are not those that the hub announced.
+
+    huggingface_hub itself compares only the size.
+    """
     blob = path.parent / os.readlink(path) if path.is_symlink() else path
-    if not re.fullmatch(
-        "[0-9a-f]{64}", blob.name
-    ):  # small files are not named by a sha256, nor files without a link
+    # Only a large file's blob is named by its sha256, and only where the cache can make links.
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return
     digest = hashlib.sha256(numpy.memmap(path, mode="r")).hexdigest()
-    if digest != blob.name:
-        for file in (path.resolve(), blob, path):
-            file.unlink(missing_ok=True)
-        found = f"its sha256 is {digest}, the hub announced {blob.name}"
-        raise Unavailable(f"{path.name} came corrupt: {found}; it was removed, run this again")
+    if digest == blob.name:
+        return
+    for file in (path.resolve(), blob, path):
+        file.unlink(missing_ok=True)
+    raise Unavailable(
+        f"{path.name} came corrupt: its sha256 is {digest}, the hub announced {blob.name}; "
+        "it was removed, run this again"
+    )
 
 
 @contextmanager
 def quiet(show_bar):
-    """huggingface_hub without its lines about retries; with its progress bar, if wanted, where there is a terminal."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    """Silence huggingface_hub's lines about retries, and its progress bar if not show_bar."""
+    from huggingface_hub import utils
 
     logger = logging.getLogger("huggingface_hub")
     with ExitStack() as undo:
         undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
-        if not show_bar and not are_progress_bars_disabled():
-            undo.callback(enable_progress_bars)
-            disable_progress_bars()
+        # The user may have switched the bars off: then they stay off.
+        if not show_bar and not utils.are_progress_bars_disabled():
+            undo.callback(utils.enable_progress_bars)
+            utils.disable_progress_bars()
         yield
 
 

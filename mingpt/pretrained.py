@@ -1,13 +1,15 @@
-"""From a model's files to its configuration, weights and tokenizer, all checked; and back, `save`.
+"""A model's files -> its configuration, weights and tokenizer, all checked; and back, `save`.
 
-A weight or a setting that this GPT-2 does not have is an error that names it: nothing is skipped or guessed.
+A weight or a setting that this GPT-2 does not have is an error that names it: nothing is skipped
+or guessed. The files are those of the Hugging Face hub, which transformers reads and writes too:
+config.json, model.safetensors or pytorch_model.bin, merges.txt and vocab.json.
 """
 
 import json
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,34 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from mingpt import hub
-from mingpt.bpe import END_OF_TEXT, BPETokenizer, read_tokenizer
+from mingpt.bpe import END_OF_TEXT, BPETokenizer
 from mingpt.common import atomic_write
-from mingpt.config import GPTConfig, without_masks
+from mingpt.config import GPTConfig, fields_of, read_config, without_masks
 
-SIZES = {  # config.json's name -> GPTConfig's
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_inner": "n_inner",
-    "vocab_size": "vocab_size",
-    "n_positions": "block_size",
-}
-OPTIONS = {  # defaults for omitted fields of config.json; GPTConfig's own defaults are minGPT's
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
-    "embd_pdrop": 0.1,
-    "resid_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-}  # reorder_and_upcast_attn is not among them: it moves a product and a cast, which in fp32 is the same function
-REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")  # another model, if set
 # The files hold these weights as (in, out), the model's nn.Linear as (out, in).
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
-class Pretrained(NamedTuple):
+@dataclass
+class Pretrained:
     """What the files of a model hold."""
 
     config: GPTConfig
@@ -53,10 +37,12 @@ class Pretrained(NamedTuple):
 def read(files):
     """The Pretrained of a model's files, a hub.Folder or hub.Hub.
 
-    Unavailable if it can be had neither from the cache nor from the hub; ValueError for everything else.
+    hub.Unavailable if it is not cached, and the hub is unreachable or does not know it;
+    ValueError for everything else.
     """
     path = None
     try:
+        # The small files first: what is wrong with them shows before the weights are downloaded.
         config = read_config(required(files, "config.json"))
         tokenizer = read_tokenizer(files, config.vocab_size)
         path = required(files, *hub.WEIGHTS)
@@ -77,68 +63,60 @@ def required(files, *filenames):
     return path
 
 
-def read_config(path):
-    """config.json -> GPTConfig; ValueError, naming the field, for what this GPT-2 does not have."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+def read_tokenizer(files, vocab_size):
+    """The BPETokenizer of a model's files (a hub.Folder or hub.Hub); None if they have none at all.
+
+    ValueError where files are missing or broken, or the ids go beyond the model's vocab_size.
+    """
+    merges = files.find("merges.txt")
+    vocab = files.find("vocab.json")
+    # A vocabulary alone does not say in which order its tokens are put together.
+    if merges is None:
+        other = vocab or files.find("tokenizer.json")
+        if other is None:
+            return None
         raise ValueError(
-            f"{path.resolve()} is no whole JSON file ({error}); delete it and get it again"
-        ) from error
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type != "gpt2":
-        raise ValueError(
-            f'{path}: model_type must be "gpt2", got {model_type!r}; other architectures are not read'
+            f"{files.where} has {other.name} but no merges.txt; put the merges.txt (and "
+            "vocab.json) of the same model beside it: the order of the merges counts"
         )
-    for name in REFUSED:
-        if fields.get(name):
-            raise ValueError(
-                f"{path} sets {name} to {fields[name]!r}, which is not supported here; take a plain GPT-2"
-            )
-    settings = {}
-    for name, our_name in SIZES.items():
-        value = fields.get(name)
-        is_default = name == "n_inner" and value is None
-        if not is_default and (type(value) is not int or value < 1):
-            raise ValueError(f"{path}: {name} must be a whole number from 1, got {value!r}")
-        settings[our_name] = value
-    for name, default in OPTIONS.items():
-        value = fields.get(name, default)
-        kind = type(default)
-        whole_number = kind is float and type(value) is int
-        if type(value) is not kind and not whole_number:
-            raise ValueError(
-                f"{path}: {name} must be a {kind.__name__}, such as {default!r}, got {value!r}"
-            )
-        settings[name] = value
     try:
-        return GPTConfig(**settings).complete()
+        tokenizer = BPETokenizer.from_files(merges, vocab)
+        last = max(tokenizer.encoder.tokens)
+        if last >= vocab_size:
+            raise ValueError(
+                f"the tokenizer has ids up to {last}, but the vocab_size of config.json is "
+                f"{vocab_size}; take both from the same model"
+            )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{files.where}: {error}") from error
+    return tokenizer
 
 
 def read_weights(path):
-    """{name: tensor} as the file has them, memory-mapped; a .bin is read as plain tensors, never as code."""
+    """{name: tensor} as the file has them, memory-mapped, so that nothing is read twice.
+
+    A .bin is read as plain tensors, never as code. ValueError if the file is not whole.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        mmap = zipfile.is_zipfile(
-            path
-        )  # a file from before torch 1.6 is none, and cannot be mapped
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # A file from before torch 1.6 is no zip file, and cannot be mapped.
+        is_zip = zipfile.is_zipfile(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError:
         raise
-    except Exception as error:  # for a cut or altered file the readers raise errors of many types
+    # For a file that is cut short or altered the readers raise errors of many types.
+    except Exception as error:
         reason = hub.one_line(error)[:200]
         raise ValueError(
-            f"{path} cannot be read as weights ({reason}): it is corrupt, cut short or not only tensors; "
-            f"delete {path.resolve()} and get it again"
+            f"{path} cannot be read as weights ({reason}): it is corrupt, cut short or not only "
+            f"tensors; delete {path.resolve()} and get it again"
         ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(weight, torch.Tensor) for weight in weights.values()
-    ):
+    is_dict = isinstance(weights, dict)
+    if not is_dict or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise ValueError(
-            f"{path} must hold one dict of name: tensor, as torch.save(model.state_dict(), ...) writes it"
+            f"{path} must hold one dict of name: tensor, "
+            "as torch.save(model.state_dict(), ...) writes it"
         )
     return weights
 
@@ -146,7 +124,8 @@ def read_weights(path):
 def stored_shapes(config):
     """{name: shape} of all weights of a GPT-2 as its files hold them, linear weights (in, out)."""
     C = config.n_embd
-    M = config.n_inner
+    M = config.n_inner  # width of the MLP
+    # c_attn makes the queries, keys and values of all heads in one product, so its width is 3C.
     block = {
         "ln_1.weight": (C,),
         "ln_1.bias": (C,),
@@ -176,42 +155,69 @@ def stored_shapes(config):
 def fit_weights(weights, config, path):
     """The file's weights under the model's names, in fp32, linear weights (out, in).
 
-    ValueError, naming the weight, if one is missing, unknown, there twice, of another shape, or not finite.
+    ValueError, naming the weight, if one is missing, unknown, there twice, of another shape, or
+    not finite. It names up to five such faults: together they show what kind of file it is.
     """
     shapes = stored_shapes(config)
     fitted = {}
     faults = []
     for stored_name, weight in without_masks(weights).items():
+        # GPT-2's own files leave the prefix out; those that transformers writes have it.
         has_prefix = stored_name.startswith(("transformer.", "lm_head."))
         name = stored_name if has_prefix else f"transformer.{stored_name}"
         if name not in shapes:
             faults.append(f"{stored_name} is no weight of this model")
             continue
-        weight = weight.float()
         if name in fitted:
             faults.append(f"{stored_name} is there twice, with and without 'transformer.'")
-        if weight.shape != shapes[name]:
-            found = tuple(weight.shape)
-            faults.append(f"{stored_name} has shape {found}, config.json makes it {shapes[name]}")
-        # A finite sum has only finite terms, and is quicker to have.
-        if not (weight.sum().isfinite() or weight.isfinite().all()):
-            faults.append(f"{stored_name} has values that are NaN or infinite")
-        fitted[name] = weight.t() if name.endswith(CONV1D) and weight.ndim == 2 else weight
-    if config.tie_word_embeddings and "transformer.wte.weight" in fitted:
-        embedding = fitted["transformer.wte.weight"]
-        if not fitted.setdefault("lm_head.weight", embedding).equal(embedding):
-            faults.append(
-                "lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so"
-            )
+        fitted[name] = weight.float()
+        faults += find_faults(stored_name, fitted[name], shapes[name])
+    if config.tie_word_embeddings:
+        faults += tie_embeddings(fitted)
     faults += [f"{name} is missing" for name in shapes if name not in fitted]
     if faults:
-        more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
-        raise ValueError("\n  ".join([f"{path} does not fit its config.json:", *faults[:5], *more]))
-    return fitted
+        message = "\n  ".join([f"{path} does not fit its config.json:", *faults[:5]])
+        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(message + more)
+    return {name: transpose_linear(name, weight) for name, weight in fitted.items()}
+
+
+def find_faults(name, weight, shape):
+    """What is wrong with a weight by itself, a list of texts."""
+    faults = []
+    if weight.shape != shape:
+        faults.append(f"{name} has shape {tuple(weight.shape)}, config.json makes it {shape}")
+    # A finite sum has only finite terms, and is quicker to have.
+    if not (weight.sum().isfinite() or weight.isfinite().all()):
+        faults.append(f"{name} has values that are NaN or infinite")
+    return faults
+
+
+def tie_embeddings(weights):
+    """What is wrong with the output matrix of a model that has it tied, a list of texts.
+
+    Where the weights have no output matrix, the token embedding is put in its place, not copied.
+    """
+    embedding = weights.get("transformer.wte.weight")
+    if embedding is None:
+        return []
+    output = weights.setdefault("lm_head.weight", embedding)
+    if output.equal(embedding):
+        return []
+    return ["lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so"]
+
+
+def transpose_linear(name, weight):
+    """A linear weight turned from (in, out) to (out, in) or back; any other as it is."""
+    return weight.t() if name.endswith(CONV1D) else weight
 
 
 class NoInit(TorchFunctionMode):
-    """While it is on, nn.init.normal_ does nothing: for it torch's meta device imports a compiler, which takes 1 s."""
+    """While it is on, nn.init.normal_ does nothing.
+
+    A model on torch's meta device has no numbers to initialise, and for this one function the meta
+    device imports a compiler, which takes a second.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.nn.init.normal_:
@@ -220,18 +226,13 @@ class NoInit(TorchFunctionMode):
 
 
 def save(model, folder, dtype=torch.float32):
-    """Write the model into the folder in the hub's layout, which transformers reads too; no file is ever in part.
+    """Write the model into the folder in the hub's layout, which transformers reads too.
 
-    ValueError if the folder cannot be written.
+    The folder may exist. No file is ever there in part: a run that is killed while it writes a
+    checkpoint leaves a whole model or none. ValueError if the folder cannot be written.
     """
     folder = Path(folder)
-    config = model.config
-    weights = {}
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        stored = weight.t() if name.endswith(CONV1D) else weight
-        weights[name] = stored.to("cpu", dtype).contiguous()
+    weights = stored_weights(model, dtype)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder) as temporary:
@@ -239,7 +240,7 @@ def save(model, folder, dtype=torch.float32):
             text = json.dumps(settings_of(model, dtype), indent=2) + "\n"
             (temporary / "config.json").write_text(text, encoding="utf-8")
             save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-            # safetensors makes its file readable by its owner alone
+            # safetensors makes its file readable by its owner alone.
             shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
             if model.tokenizer:
                 model.tokenizer.save(temporary)
@@ -252,14 +253,24 @@ def save(model, folder, dtype=torch.float32):
         raise ValueError(f"cannot write to {folder}: {reason}; give another folder") from error
 
 
+def stored_weights(model, dtype):
+    """{name: tensor} of the model as its file holds them, linear weights (in, out)."""
+    weights = {}
+    for name, weight in model.state_dict().items():
+        # A tied output matrix is the token embedding once more; a file holds it once.
+        is_copy = name == "lm_head.weight" and model.config.tie_word_embeddings
+        if not is_copy:
+            weights[name] = transpose_linear(name, weight).to("cpu", dtype).contiguous()
+    return weights
+
+
 def settings_of(model, dtype):
-    """The fields of config.json."""
-    fields = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-    for name in (*SIZES, *OPTIONS):
-        fields[name] = getattr(model.config, SIZES.get(name, name))
+    """The fields of config.json: the model's configuration, and what transformers asks for."""
+    fields = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields_of(model.config)}
     fields["dtype"] = str(dtype).removeprefix("torch.")
     fields["torch_dtype"] = fields["dtype"]  # its name in transformers 4
     if model.tokenizer:
+        # Without these transformers would take GPT-2's own id, 50256.
         end = model.tokenizer.encoder.ids.get(END_OF_TEXT)
         fields["bos_token_id"] = end
         fields["eos_token_id"] = end

@@ -1,6 +1,7 @@
 """What can be seen and replaced in the model: the sites, and a patch of one of them.
 
 Letters in the shapes: B batch, T position, C n_embd, H heads, D head size (C / H).
+Each site is one line tap(site, tensor) in model.py.
 """
 
 import operator
@@ -20,9 +21,11 @@ SITES = RESIDUAL_SITES + MLP_SITES + SITES_WITH_HEADS
 class Patch(NamedTuple):
     """Replace `site` of block `layer` at `position` by `activation`.
 
-    A triple (layer, position, activation) is its short form.
-    position: an int (negative counts from the end), a slice, or None for all; at scores and pattern, the query's row.
-    activation: a tensor that broadcasts to what it replaces, or a function from the old tensor to the new one.
+    A triple (layer, position, activation) is its short form: at resid_post, after the block.
+    position: an int (negative counts from the end), a slice, or None for all; at scores and
+        pattern it is the query's row.
+    activation: a tensor that broadcasts to what it replaces, or a function from the old tensor to
+        the new one.
     head: at the sites with heads (q, k, v, z, scores, pattern) one head, or None for all.
     """
 
@@ -42,22 +45,28 @@ class Patch(NamedTuple):
         return slice(None), head, position
 
     def check(self, n_layer, n_head, T):
-        """ValueError, saying what the right ones are, if there is no such site, layer, head or position."""
+        """ValueError, with the right ones, if there is no such site, layer, head or position."""
         check_site(self.site)
+        # type() and not isinstance: True and False are no numbers here.
         if type(self.layer) is not int or not 0 <= self.layer < n_layer:
             raise ValueError(f"no layer {self.layer!r}; the layers are 0 to {n_layer - 1}")
-        if self.head is not None and self.site not in SITES_WITH_HEADS:
-            raise ValueError(
-                f"{self.site} has no heads; those that have are {', '.join(SITES_WITH_HEADS)}"
-            )
-        if self.head is not None and not (type(self.head) is int and 0 <= self.head < n_head):
-            raise ValueError(f"no head {self.head!r}; the heads are 0 to {n_head - 1}")
+        if self.head is not None:
+            self._check_head(n_head)
         self._check_position(T)
         if not (callable(self.activation) or isinstance(self.activation, torch.Tensor)):
             given = type(self.activation).__name__
             raise ValueError(f"activation must be a tensor or a function, got {given}")
 
+    def _check_head(self, n_head):
+        """ValueError if the site has no heads, or no such head."""
+        if self.site not in SITES_WITH_HEADS:
+            sites = ", ".join(SITES_WITH_HEADS)
+            raise ValueError(f"{self.site} has no heads; those that have are {sites}")
+        if type(self.head) is not int or not 0 <= self.head < n_head:
+            raise ValueError(f"no head {self.head!r}; the heads are 0 to {n_head - 1}")
+
     def _check_position(self, T):
+        """ValueError if the position is none of an input of T tokens."""
         position = self.position
         if type(position) not in (int, slice, type(None)):
             raise ValueError(f"position must be an int, a slice or None, got {position!r}")
@@ -66,6 +75,7 @@ class Patch(NamedTuple):
                 f"no position {position}; the input's positions are 0 to {T - 1} (or -{T} to -1)"
             )
         if isinstance(position, slice):
+            # PyTorch's tensors, unlike lists, have no negative steps.
             if (position.step or 1) < 1:
                 raise ValueError(
                     f"the step of {position} must be positive; order the activation instead"
@@ -74,9 +84,10 @@ class Patch(NamedTuple):
                 raise ValueError(f"{position} selects none of the input's positions 0 to {T - 1}")
 
     def apply(self, x):
-        """x with the patch in it, a new tensor."""
+        """x with the patch in it, a new tensor; ValueError if the activation does not fit."""
         x = x.clone()
         old = x[self.index]
+        # The function gets a copy: it may write into what it is given.
         new = self.activation(old.clone()) if callable(self.activation) else self.activation
         if not isinstance(new, torch.Tensor):
             given = type(new).__name__
@@ -87,8 +98,9 @@ class Patch(NamedTuple):
             x[self.index] = new.to(x).broadcast_to(old.shape)
         except RuntimeError as error:
             raise ValueError(
-                f"the activation for {self.site} of layer {self.layer} has shape {tuple(new.shape)}, "
-                f"which does not broadcast to the {tuple(old.shape)} that it replaces"
+                f"the activation for {self.site} of layer {self.layer} has shape "
+                f"{tuple(new.shape)}, which does not broadcast to the {tuple(old.shape)} "
+                "that it replaces"
             ) from error
         return x
 
@@ -100,24 +112,32 @@ def check_site(site):
 
 
 def as_patches(patch_params):
-    """None, one patch or triple, or a list of them -> a list of Patch, its numbers as Python's own ints."""
+    """A list of Patch of what a caller may give: None, one patch or triple, or a list of them.
+
+    Numbers of NumPy and PyTorch become ints. ValueError if it is none of these.
+    """
     if patch_params is None:
         return []
-    is_one = isinstance(patch_params, tuple) and not isinstance(
-        next(iter(patch_params), None), tuple
-    )
+    # One patch and a tuple of patches are both tuples, but a patch does not begin with a tuple.
+    is_tuple = isinstance(patch_params, tuple)
+    holds_patches = is_tuple and patch_params and isinstance(patch_params[0], tuple)
+    if is_tuple and not holds_patches:
+        patch_params = [patch_params]
     try:
-        patches = [Patch(*patch) for patch in ([patch_params] if is_one else patch_params)]
+        return [with_ints(Patch(*patch)) for patch in patch_params]
     except TypeError as error:
         raise ValueError(
             "patch_params must be (layer, position, activation), a Patch, or a list of them"
         ) from error
-    return [
-        patch._replace(
-            layer=as_int(patch.layer), position=as_int(patch.position), head=as_int(patch.head)
-        )
-        for patch in patches
-    ]
+
+
+def with_ints(patch):
+    """The patch with Python's own ints for its layer, position and head.
+
+    So `check` can ask for the type int, and reject True and 1.0.
+    """
+    numbers = {name: as_int(getattr(patch, name)) for name in ("layer", "position", "head")}
+    return patch._replace(**numbers)
 
 
 def as_int(number):
@@ -131,7 +151,10 @@ def as_int(number):
 
 
 def as_store(store_activations):
-    """What a run fills: False -> {}; True or a collection of sites -> {site: {}}, always with resid_post."""
+    """What a run fills: {} for False, else {site: {}} with resid_post and the sites asked for.
+
+    store_activations: False, True, a site or a collection of sites; else ValueError.
+    """
     if not store_activations:
         return {}
     if store_activations is True:

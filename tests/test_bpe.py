@@ -1,7 +1,7 @@
-"""GPT-2's byte-pair encoding: against the reference library (Hugging Face's tokenizers), and the rule itself by hand.
+"""GPT-2's byte-pair encoding: against Hugging Face's tokenizers, and the rule itself by hand.
 
-The comparison runs with a small BPE that is trained here on a text made here, and with GPT-2's own merges where
-../shared/gpt2/vocab.bpe lies beside the repository.
+The comparison runs with a small BPE that is trained here on a text made here, and with GPT-2's own
+merges where ../shared/gpt2/vocab.bpe lies beside the repository.
 """
 
 import copy
@@ -33,8 +33,8 @@ from mingpt.bpe import (
 GPT2_MERGES = Path(__file__).parents[2] / "shared" / "gpt2" / "vocab.bpe"
 SENTENCE = "Michelle Jones was a top-notch student. Michelle"
 SENTENCE_IDS = [48736, 5437, 373, 257, 1353, 12, 1662, 354, 3710, 13, 16738]
-WORDS = """the a cat naïve sat on Anna's mat they're 1984 42 don't I'll we've I'm she'd SHE'S 'tis ... -- :-)
-    你好 мир ελλάς e\u0301 🙂 👩‍👩‍👧 🇪🇸""".split()
+WORDS = """the a cat naïve sat on Anna's mat they're 1984 42 don't I'll we've I'm she'd SHE'S
+    'tis ... -- :-) 你好 мир ελλάς e\u0301 🙂 👩‍👩‍👧 🇪🇸""".split()
 PIECES = [
     *WORDS,
     *"'s 't 're 've 'm 'll 'd 'S 'Re '' <| ٣ ½ Ⅷ".split(),
@@ -63,12 +63,10 @@ def small():
 
 @cache
 def small_merges():
-    """A BPE of 400 tokens that is learned from a text made here: the words, and further ones of random syllables."""
+    """A BPE of 400 tokens, learned from WORDS and further words of random syllables."""
     rng = random.Random(0)
-    made = [
-        "".join(rng.choices(["ka", "the", "ing", "str", "o", "ul", "é", "жи", "你"], k=3))
-        for _ in range(100)
-    ]
+    syllables = ["ka", "the", "ing", "str", "o", "ul", "é", "жи", "你"]
+    made = ["".join(rng.choices(syllables, k=3)) for _ in range(100)]
     return train_bpe([" ".join(rng.choices(WORDS + made, k=20)) for _ in range(200)], 400)
 
 
@@ -80,8 +78,10 @@ def gpt2():
 
 @cache
 def compared_characters():
-    """All of Unicode but the characters that regex and the reference put in different classes: those that are new
-    in the Unicode version of one of the two."""
+    """All of Unicode but the characters that regex and the reference put in different classes.
+
+    Those are the characters that are new in the Unicode version of one of the two.
+    """
     every = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
     other = set()
     for name in (r"\p{L}", r"\p{N}", r"\s"):
@@ -92,8 +92,9 @@ def compared_characters():
 
 
 def generated_strings(n):
-    """n strings from a fixed seed: any characters, the pieces above, runs of blanks, and all of these mixed."""
-    rng, characters = random.Random(1), compared_characters()
+    """n strings from a fixed seed: any characters, the pieces above, runs of blanks, or a mix."""
+    rng = random.Random(1)
+    characters = compared_characters()
     kinds = [
         lambda: rng.choice(characters),
         lambda: chr(rng.randrange(0x250)),
@@ -125,24 +126,19 @@ def test_gpt2_gives_its_known_ids():
     assert tokenizer.n_vocab == 50257
     assert tokenizer.encode(SENTENCE) == SENTENCE_IDS
     assert tokenizer.encode(SENTENCE.replace("Jones", "Smith"))[1] == 4176
-    assert tokenizer.encode("Hello!! I'm Andrej Karpathy. It's 2022. w00t :D 🤗")[:4] == [
-        15496,
-        3228,
-        314,
-        1101,
-    ]
+    hello = tokenizer.encode("Hello!! I'm Andrej Karpathy. It's 2022. w00t :D 🤗")
+    assert hello[:4] == [15496, 3228, 314, 1101]
     assert tokenizer.encode(END_OF_TEXT, allow_special=True) == [50256]
-    assert (
-        "|".join(tokenizer.tokens(SENTENCE_IDS))
-        == "Michelle| Jones| was| a| top|-|not|ch| student|.| Michelle"
-    )
+    tokens = "Michelle| Jones| was| a| top|-|not|ch| student|.| Michelle"
+    assert "|".join(tokenizer.tokens(SENTENCE_IDS)) == tokens
 
 
 def merge_by_the_book(symbols, merges):
-    """Sennrich et al. 2016: again and again, the earliest merge that fits anywhere, at all its places."""
+    """Sennrich et al. 2016: the earliest merge that fits anywhere, at all its places; and again."""
     parts = list(symbols)
     while fits := [pair for pair in merges if pair in pairwise(parts)]:
-        joined, (left, right) = [], fits[0]
+        left, right = fits[0]
+        joined = []
         while parts:
             n = 2 if parts[:2] == [left, right] else 1
             joined.append("".join(parts[:n]))
@@ -152,7 +148,7 @@ def merge_by_the_book(symbols, merges):
 
 
 def test_any_list_of_merges_is_applied_by_the_rule():
-    """Also a list that no training gives, in which a merge comes before the ones that make its parts."""
+    """Also one that no training gives: a merge may come before those that make its parts."""
     rng = random.Random(2)
     for _ in range(300):
         tokens, merges = ["a", "b", "c"], []
@@ -173,9 +169,8 @@ def test_a_long_run_without_spaces_takes_no_quadratic_time(small):
     assert len(Encoder(merges).encode("a" * 100_001)) == 100_001 // 32 + 1
     text = "".join(random.Random(3).choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
     assert small.decode(small.encode(text)) == text
-    assert (
-        time.perf_counter() - started < 20
-    )  # half a second here; minutes for a list that is scanned at every merge
+    # It takes half a second; with a list that is scanned at every merge it would take minutes.
+    assert time.perf_counter() - started < 20
     assert not any(len(word) > CACHED_LENGTH for word in small.encoder.cache)
 
 
@@ -183,34 +178,22 @@ def test_the_cache_stops_growing(small, monkeypatch):
     monkeypatch.setattr(bpe, "CACHED_WORDS", 3)
     ids = small.encode("the cat sat on the mat")
     assert list(small.encoder.cache) == ["the", " cat", " sat"]
-    assert (
-        small.encode("the cat sat on the mat")
-        == ids
-        == Encoder(small_merges()).encode("the cat sat on the mat")
-    )
+    assert small.encode("the cat sat on the mat") == ids
+    assert Encoder(small_merges()).encode("the cat sat on the mat") == ids
 
 
 def test_two_merges_that_make_the_same_token_share_its_id():
     encoder = Encoder([("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc"), ("c", "d")])
-    assert [encoder.ids[token] for token in ("ab", "bc", "abc", "cd", END_OF_TEXT)] == [
-        256,
-        257,
-        258,
-        259,
-        260,
-    ]
+    ids = [encoder.ids[token] for token in ("ab", "bc", "abc", "cd", END_OF_TEXT)]
+    assert ids == [256, 257, 258, 259, 260]
     assert encoder.encode("abcabcd") == [258, 258, 67]  # 67 is the id of 'd'
 
 
 def test_without_merges_each_byte_is_a_token():
     tokenizer = BPETokenizer(Encoder([]))
     assert tokenizer.n_vocab == 257
-    assert tokenizer.encode("Añ ") == [
-        32,
-        127,
-        109,
-        220,
-    ]  # 'A' is the 33rd printable byte, a space the 33rd of the others
+    # 'A' is the 33rd printable byte, a space the 33rd of the others.
+    assert tokenizer.encode("Añ ") == [32, 127, 109, 220]
     assert tokenizer.tokens(tokenizer.encode("Añ")) == ["A", "\ufffd", "\ufffd"]
     every_byte = list(range(256))
     assert sorted(tokenizer.encoder.bytes_of(every_byte)) == [bytes([b]) for b in range(256)]
@@ -219,11 +202,8 @@ def test_without_merges_each_byte_is_a_token():
 
 def test_bytes_to_unicode_is_the_reference_librarys_alphabet():
     assert set(bytes_to_unicode().values()) == set(pre_tokenizers.ByteLevel.alphabet())
-    assert (
-        len(bytes_to_unicode()) == 256
-        and bytes_to_unicode()[ord(" ")] == "Ġ"
-        and bytes_to_unicode()[10] == "Ċ"
-    )
+    assert len(bytes_to_unicode()) == 256
+    assert bytes_to_unicode()[ord(" ")] == "Ġ" and bytes_to_unicode()[10] == "Ċ"
 
 
 def test_end_of_text_is_special_only_when_asked_for(small):
@@ -242,12 +222,8 @@ def test_the_tokenizer_gives_a_tensor_with_one_row(small):
     idx = small("the cat", return_tensors="pt")
     assert idx.dtype == torch.long and idx.tolist() == [small.encode("the cat")]
     assert small("").shape == (1, 0) and small.decode([]) == ""
-    assert (
-        small.decode(idx[0])
-        == small.decode(idx[0].tolist())
-        == "".join(small.tokens(idx[0]))
-        == "the cat"
-    )
+    assert small.decode(idx[0]) == small.decode(idx[0].tolist()) == "the cat"
+    assert "".join(small.tokens(idx[0])) == "the cat"
     with pytest.raises(ValueError, match="return_tensors must be 'pt', got 'np'"):
         small("the cat", return_tensors="np")
 
@@ -268,19 +244,8 @@ def test_a_text_is_cut_into_words():
 
     for end in "'s 't 're 've 'm 'll 'd".split():
         assert words(f"x{end}y") == ["x", end, "y"]
-    assert words("SHE'S 3x--  y\n\n z  ") == [
-        "SHE",
-        "'",
-        "S",
-        " 3",
-        "x",
-        "--",
-        " ",
-        " y",
-        "\n\n",
-        " z",
-        "  ",
-    ]
+    cut = ["SHE", "'", "S", " 3", "x", "--", " ", " y", "\n\n", " z", "  "]
+    assert words("SHE'S 3x--  y\n\n z  ") == cut
 
 
 def test_ids_come_from_vocab_json(small, tmp_path):
@@ -348,13 +313,11 @@ def test_a_vocabulary_that_does_not_fit_is_refused_by_name(small, tmp_path):
 @pytest.mark.parametrize("text", ["ab\ud800", "ab\udfffc", "ab\ud83d\ude42"])
 def test_surrogates_are_refused_and_the_advice_works(text, small):
     for refusing in (small, small.encode, small.encoder.encode_and_show_work):
-        with pytest.raises(
-            ValueError, match="character 2 of the text is '.ud.*half of a surrogate pair"
-        ):
+        message = "character 2 of the text is '.ud.*half of a surrogate pair"
+        with pytest.raises(ValueError, match=message):
             refusing(text)
-    mended = text.encode("utf-16", "surrogatepass").decode(
-        "utf-16", "replace"
-    )  # as the message says
+    # As the message says.
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert small.decode(small.encode(mended)) == mended and mended[2] in "\ufffd🙂"
 
 
@@ -365,20 +328,10 @@ def test_what_is_no_text_is_refused(text, small):
             refusing(text)
 
 
-@pytest.mark.parametrize(
-    "ids",
-    [
-        torch.tensor([[5]]),
-        torch.tensor([[5, 6]]),
-        torch.tensor(5),
-        [[5]],
-        5,
-        [5.0],
-        torch.ones(2),
-        "ab",
-        None,
-    ],
-)
+NO_LISTS_OF_IDS = [torch.tensor([[5]]), torch.tensor([[5, 6]]), torch.tensor(5), torch.ones(2)]
+
+
+@pytest.mark.parametrize("ids", [*NO_LISTS_OF_IDS, [[5]], 5, [5.0], "ab", None])
 def test_what_is_no_list_of_ids_is_refused(ids, small):
     for refusing in (small.decode, small.tokens):
         with pytest.raises(ValueError, match="ids must be a list of ints or a 1-D tensor"):
@@ -387,9 +340,8 @@ def test_what_is_no_list_of_ids_is_refused(ids, small):
 
 def test_an_id_outside_the_vocabulary_is_named(small):
     for wrong in (-1, small.n_vocab):
-        with pytest.raises(
-            ValueError, match=f"no token has the id {wrong}; the 400 ids go up to 399"
-        ):
+        message = f"no token has the id {wrong}; the 400 ids go up to 399"
+        with pytest.raises(ValueError, match=message):
             small.decode([5, wrong])
 
 
@@ -418,7 +370,5 @@ def test_training_says_what_is_wrong(monkeypatch):
 
 def test_a_tokenizer_can_be_copied_and_pickled(small):
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
-        assert (
-            other.encode("the cat") == small.encode("the cat")
-            and other.encoder is not small.encoder
-        )
+        assert other.encode("the cat") == small.encode("the cat")
+        assert other.encoder is not small.encoder

@@ -1,4 +1,7 @@
-"""A minGPT checkpoint from elsewhere (MIT, bbycroft/llm-viz), with the intermediates that its own run recorded."""
+"""A minGPT checkpoint from elsewhere, with the intermediates that its own run recorded.
+
+Source: bbycroft/llm-viz (MIT).
+"""
 
 import base64
 import json
@@ -16,28 +19,26 @@ pytestmark = pytest.mark.skipif(
 
 
 def tensors(name):
-    def tensor(entry):
-        return torch.frombuffer(
-            bytearray(base64.b64decode(entry["data"])), dtype=torch.float32
-        ).view(entry["shape"])
+    """{name: tensor}, with a dict of the same kind for what the file nests."""
+    return decode(json.loads((FOLDER / f"gpt-nano-sort-{name}.json").read_text()))
 
-    entries = json.loads((FOLDER / f"gpt-nano-sort-{name}.json").read_text())
 
-    def walk(entries):
-        return {
-            key: tensor(entry) if "data" in entry else walk(entry)
-            for key, entry in entries.items()
-            if isinstance(entry, dict) and key != "config"
-        }
-
-    return walk(entries)
+def decode(entry):
+    """A tensor, or a dict of them, from the file's JSON, in which numbers are base64."""
+    if "data" in entry:
+        data = bytearray(base64.b64decode(entry["data"]))
+        return torch.frombuffer(data, dtype=torch.float32).view(entry["shape"])
+    parts = {key: part for key, part in entry.items() if isinstance(part, dict)}
+    return {key: decode(part) for key, part in parts.items() if key != "config"}
 
 
 @pytest.fixture(scope="module")
 def run():
     """(model after a run that stored every site, the recorded tensors)."""
     config = GPT.get_default_config()
-    config.model_type, config.vocab_size, config.block_size = "gpt-nano", 3, 11
+    config.model_type = "gpt-nano"
+    config.vocab_size = 3
+    config.block_size = 11
     model = GPT(config).eval()
     model.load_state_dict(tensors("model"))  # with minGPT's names and its attn.bias mask buffers
     recorded = tensors("t0-partials")
@@ -47,9 +48,8 @@ def run():
 
 
 def close(ours, recorded):
-    torch.testing.assert_close(
-        ours, recorded, rtol=0, atol=5e-6
-    )  # fp32 rounding, in another order of sums
+    # fp32 rounding, in another order of sums.
+    torch.testing.assert_close(ours, recorded, rtol=0, atol=5e-6)
 
 
 def test_the_recorded_block_is_reproduced_through_the_sites(run):
@@ -69,22 +69,17 @@ def test_the_recorded_block_is_reproduced_through_the_sites(run):
         "mlp_out": "mlp",
         "resid_post": "mlpResid",
     }
-    flat = {
-        name: tensor
-        for entry, tensor in recorded.items()
-        for name, tensor in flatten(entry, tensor)
-    }
+    flat = dict(flatten("", recorded))
     for site, name in pairs.items():
         close(at[site], flat[name])
     close(at["z"].transpose(1, 2).flatten(2), flat["y"])
 
 
 def flatten(name, entry):
-    return (
-        [(name, entry)]
-        if isinstance(entry, torch.Tensor)
-        else [pair for key in entry for pair in flatten(key, entry[key])]
-    )
+    """[(name, tensor), ...] of a tensor or of nested dicts, each under its innermost name."""
+    if isinstance(entry, torch.Tensor):
+        return [(name, entry)]
+    return [pair for key in entry for pair in flatten(key, entry[key])]
 
 
 def test_every_block_and_the_logits_are_reproduced(run):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from mingpt.model import GPT, SITES, GPTConfig, Patch
 from mingpt.sites import ATTENTION_SITES, HEAD_SITES
 from mingpt.trainer import Trainer
 
-B, T, L, H, D, V = 2, 5, 4, 3, 7, 11  # every axis its own size, so that a swapped axis cannot pass
+# Every axis has its own size, so that a swapped axis cannot pass.
+B, T, L, H, D, V = 2, 5, 4, 3, 7, 11
 SHAPES = {
     **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), (B, T, H * D)),
     **dict.fromkeys(("q", "k", "v", "z"), (B, H, T, D)),
@@ -25,9 +27,8 @@ def model():
     torch.manual_seed(0)
     config = GPTConfig(n_layer=L, n_head=H, n_embd=H * D, vocab_size=V, block_size=9)
     model = GPT(config).eval()
-    for (
-        parameter
-    ) in model.parameters():  # larger than at initialisation, so that every part matters
+    # Larger than at initialisation, so that every part matters.
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -65,26 +66,27 @@ def test_every_site_is_stored_with_its_shape(model, clean):
 
 def test_true_stores_the_residual_stream_after_each_block_only(model, clean):
     model(clean, store_activations=True)
-    assert {layer: tuple(x.shape) for layer, x in model.layer_activations.items()} == dict.fromkeys(
-        range(L), (B, T, H * D)
-    )
+    shapes = {layer: tuple(x.shape) for layer, x in model.layer_activations.items()}
+    assert shapes == dict.fromkeys(range(L), (B, T, H * D))
     assert model.activations == {}
 
 
 def test_stored_tensors_are_copies_that_no_later_call_touches(model, clean, corrupted):
     model(clean, store_activations=SITES)
-    kept, logits = model.activations, model.last_token_logits
-    before, logits_before = copy.deepcopy(kept), logits.clone()
+    stored = model.activations
+    logits = model.last_token_logits
+    before = copy.deepcopy(stored)
+    logits_before = logits.clone()
     model(corrupted, store_activations=SITES, patch_params=(1, 2, torch.zeros(H * D)))
     for site in SITES:
         for layer in range(L):
-            assert torch.equal(kept[site][layer], before[site][layer])
-            assert not kept[site][layer].requires_grad
+            assert torch.equal(stored[site][layer], before[site][layer])
+            assert not stored[site][layer].requires_grad
     assert torch.equal(logits, logits_before) and not logits.requires_grad
-    storages = [x.untyped_storage().data_ptr() for layers in kept.values() for x in layers.values()]
-    assert len(set(storages)) == len(
-        storages
-    )  # none shares its memory with another, or with the model's
+    # None shares its memory with another, or with the model's.
+    tensors = [x for layers in stored.values() for x in layers.values()]
+    storages = [x.untyped_storage().data_ptr() for x in tensors]
+    assert len(set(storages)) == len(storages)
 
 
 def test_a_plain_run_keeps_the_last_token_logits_and_nothing_else(model, clean, corrupted):
@@ -93,9 +95,8 @@ def test_a_plain_run_keeps_the_last_token_logits_and_nothing_else(model, clean, 
     logits, loss = model(corrupted)
     assert loss is None and model.layer_activations is stored
     assert torch.equal(model.last_token_logits, logits[:, -1])
-    assert (
-        model.last_token_logits.untyped_storage().nbytes() == B * V * 4
-    )  # its own memory, not a view of all logits
+    # Its own memory, not a view of all logits.
+    assert model.last_token_logits.untyped_storage().nbytes() == B * V * 4
 
 
 def test_the_sites_are_what_their_names_say(model, clean):
@@ -105,23 +106,18 @@ def test_the_sites_are_what_their_names_say(model, clean):
     positions = torch.arange(T)
     embedded = model.transformer.wte(clean) + model.transformer.wpe(positions)
     for layer, block in enumerate(model.transformer.h):
+        x = {site: tensors[layer] for site, tensors in at.items()}
         below = at["resid_post"][layer - 1] if layer else embedded
-        torch.testing.assert_close(at["resid_pre"][layer], below)
-        torch.testing.assert_close(at["resid_mid"][layer], below + at["attn_out"][layer])
-        torch.testing.assert_close(
-            at["resid_post"][layer], at["resid_mid"][layer] + at["mlp_out"][layer]
-        )
-        scores = torch.einsum("bhqd,bhkd->bhqk", at["q"][layer], at["k"][layer]) / D**0.5
-        future = torch.tensor([[key > query for key in range(T)] for query in range(T)])
-        torch.testing.assert_close(at["scores"][layer], scores.masked_fill(future, -torch.inf))
-        torch.testing.assert_close(at["pattern"][layer].sum(-1), torch.ones(B, H, T))
-        torch.testing.assert_close(
-            at["z"][layer], torch.einsum("bhqk,bhkd->bhqd", at["pattern"][layer], at["v"][layer])
-        )
-        torch.testing.assert_close(
-            at["mlp_post"][layer], F.gelu(at["mlp_pre"][layer], approximate="tanh")
-        )
-        torch.testing.assert_close(at["mlp_out"][layer], block.mlp.c_proj(at["mlp_post"][layer]))
+        assert_close(x["resid_pre"], below)
+        assert_close(x["resid_mid"], below + x["attn_out"])
+        assert_close(x["resid_post"], x["resid_mid"] + x["mlp_out"])
+        scores = torch.einsum("bhqd,bhkd->bhqk", x["q"], x["k"]) / D**0.5
+        future = positions > positions[:, None]  # (queries, keys)
+        assert_close(x["scores"], scores.masked_fill(future, -torch.inf))
+        assert_close(x["pattern"].sum(-1), torch.ones(B, H, T))
+        assert_close(x["z"], torch.einsum("bhqk,bhkd->bhqd", x["pattern"], x["v"]))
+        assert_close(x["mlp_post"], F.gelu(x["mlp_pre"], approximate="tanh"))
+        assert_close(x["mlp_out"], block.mlp.c_proj(x["mlp_post"]))
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post"])
@@ -130,28 +126,27 @@ def test_patching_the_whole_residual_stream_gives_the_clean_logits(
     model, clean, corrupted, site, layer
 ):
     model(clean, store_activations=[site])
-    patched = logits_of(
-        model, corrupted, patch_params=Patch(layer, None, model.activations[site][layer], site)
-    )
+    patch = Patch(layer, None, model.activations[site][layer], site)
+    patched = logits_of(model, corrupted, patch_params=patch)
     assert torch.equal(patched, logits_of(model, clean))
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_patch_left_of_the_first_difference_changes_nothing(model, clean, corrupted, site):
     model(clean, store_activations=[site])
-    index = (
-        (slice(None), slice(None), slice(0, 2))
-        if site in HEAD_SITES + ATTENTION_SITES
-        else (slice(None), slice(0, 2))
-    )
-    patch = Patch(1, slice(0, 2), model.activations[site][1][index], site)
+    stored = model.activations[site][1]
+    has_heads = site in HEAD_SITES + ATTENTION_SITES
+    patch = Patch(1, slice(0, 2), stored[:, :, 0:2] if has_heads else stored[:, 0:2], site)
     assert torch.equal(logits_of(model, corrupted, patch_params=patch), logits_of(model, corrupted))
 
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("position", [2, -1, slice(1, 4), None])
 def test_a_patch_replaces_what_it_says_and_nothing_else(model, clean, site, position):
-    """A patched run stores the plain run's tensor with the addressed part replaced: patched first, then stored."""
+    """A patched run stores the plain run's tensor with the addressed part replaced.
+
+    So it patches first, then stores.
+    """
     model(clean, store_activations=SITES)
     expected = model.activations[site][2].clone()
     where = slice(None) if position is None else position
@@ -173,25 +168,20 @@ def test_a_patch_reaches_the_output(model, clean, site):
 def test_the_short_form_is_the_residual_stream_after_the_block(model, clean):
     new = torch.randn(H * D)
     short = logits_of(model, clean, patch_params=(1, 3, new))
-    assert torch.equal(
-        short, logits_of(model, clean, patch_params=Patch(1, 3, new, site="resid_post"))
-    )
-    assert torch.equal(
-        short, logits_of(model, clean, patch_params=Patch(2, 3, new, site="resid_pre"))
-    )
+    for patch in (Patch(1, 3, new, site="resid_post"), Patch(2, 3, new, site="resid_pre")):
+        assert torch.equal(short, logits_of(model, clean, patch_params=patch))
 
 
 def test_patches_in_a_list_are_all_applied_in_order(model, clean):
-    one, two = torch.randn(H * D), torch.randn(H * D)
+    one = torch.randn(H * D)
+    two = torch.randn(H * D)
     both = logits_of(model, clean, patch_params=[(1, 3, one), (2, 0, two)])
     model(clean, patch_params=(1, 3, one), store_activations=["resid_post"])
     after = model.layer_activations[2]
     after[:, 0] = two
     assert torch.equal(both, logits_of(model, clean, patch_params=(2, None, after)))
-    assert torch.equal(
-        logits_of(model, clean, patch_params=[(1, 3, one), (1, 3, two)]),
-        logits_of(model, clean, patch_params=(1, 3, two)),
-    )
+    last_wins = logits_of(model, clean, patch_params=[(1, 3, one), (1, 3, two)])
+    assert torch.equal(last_wins, logits_of(model, clean, patch_params=(1, 3, two)))
 
 
 def test_a_patch_per_position_gives_the_clean_logits(model, clean, corrupted):
@@ -203,14 +193,14 @@ def test_a_patch_per_position_gives_the_clean_logits(model, clean, corrupted):
 def test_numbers_of_numpy_and_torch_are_numbers(model, clean):
     new = torch.randn(H * D)
     plain = logits_of(model, clean, patch_params=(1, 3, new))
-    assert torch.equal(
-        plain, logits_of(model, clean, patch_params=(np.int64(1), torch.tensor(3), new))
-    )
+    other = logits_of(model, clean, patch_params=(np.int64(1), torch.tensor(3), new))
+    assert torch.equal(plain, other)
 
 
 def test_a_patch_writes_into_no_tensor_of_the_caller(model, clean):
     new = torch.randn(H * D)
-    before, ids = new.clone(), clean.clone()
+    before = new.clone()
+    ids = clean.clone()
 
     def destroy(old):
         return old.zero_()
@@ -286,10 +276,12 @@ def test_the_loss_is_the_mean_over_the_targets_that_count(model, clean):
     targets = torch.tensor([[1, 2, -1, 4, 5], [-1, -1, 8, 9, 10]])
     logits, loss = model(clean, targets)
     log_probs = logits.log_softmax(-1)
-    kept = [
-        -log_probs[b, t, targets[b, t]] for b in range(B) for t in range(T) if targets[b, t] >= 0
-    ]
-    torch.testing.assert_close(loss, torch.stack(kept).mean())
+    losses = []
+    for b in range(B):
+        for t in range(T):
+            if targets[b, t] >= 0:
+                losses.append(-log_probs[b, t, targets[b, t]])
+    assert_close(loss, torch.stack(losses).mean())
 
 
 def test_gradients_flow_to_every_weight_in_training_and_through_a_patch(model, clean):
@@ -305,33 +297,30 @@ def test_fused_attention_in_training_agrees_with_the_pattern(model, clean):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    torch.testing.assert_close(
-        logits_of(model.train(), clean), logits_of(model.eval(), clean), rtol=1e-4, atol=1e-4
-    )
+    fused = logits_of(model.train(), clean)
+    assert_close(fused, logits_of(model.eval(), clean), rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_generation_is_the_argmax_again_and_again(model, clean):
     expected = clean
     for _ in range(7):  # past the context of 9, where the oldest tokens fall off
-        expected = torch.cat(
-            (expected, logits_of(model, expected[:, -9:])[:, -1].argmax(-1, keepdim=True)), 1
-        )
+        logits = logits_of(model, expected[:, -9:])
+        expected = torch.cat((expected, logits[:, -1].argmax(-1, keepdim=True)), 1)
     assert torch.equal(model.generate(clean, 7), expected)
 
 
 def test_sampling_draws_from_the_top_k_alone(model, clean):
     allowed = logits_of(model, clean)[:, -1].topk(2).indices
-    drawn = {
-        tuple(model.generate(clean, 1, do_sample=True, top_k=2)[:, -1].tolist()) for _ in range(40)
-    }
+    drawn = set()
+    for _ in range(40):
+        drawn.add(tuple(model.generate(clean, 1, do_sample=True, top_k=2)[:, -1].tolist()))
     assert len(drawn) > 1
     assert all(pair[row] in allowed[row].tolist() for pair in drawn for row in range(B))
 
 
 def test_a_low_temperature_samples_the_most_probable_token(model, clean):
-    assert torch.equal(
-        model.generate(clean, 5, temperature=1e-4, do_sample=True), model.generate(clean, 5)
-    )
+    cold = model.generate(clean, 5, temperature=1e-4, do_sample=True)
+    assert torch.equal(cold, model.generate(clean, 5))
     for wrong in ({"temperature": 0}, {"temperature": -1.0}, {"top_k": 0}):
         with pytest.raises(ValueError, match="temperature must be above 0 and top_k from 1"):
             model.generate(clean, 1, **wrong)
@@ -341,13 +330,7 @@ def test_weight_decay_falls_on_linear_matrices_alone(model):
     groups = model.configure_optimizers(Trainer.get_default_config()).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = sorted(names[id(parameter)] for parameter in groups[0]["params"])
-    linear = (
-        "attn.c_attn.weight",
-        "attn.c_proj.weight",
-        "mlp.c_fc.weight",
-        "mlp.c_proj.weight",
-        "lm_head.weight",
-    )
+    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
     assert decayed == sorted(name for name in names.values() if name.endswith(linear))
     assert groups[0]["weight_decay"] == 0.1 and groups[1]["weight_decay"] == 0.0
     assert sum(len(group["params"]) for group in groups) == len(names)
@@ -355,12 +338,11 @@ def test_weight_decay_falls_on_linear_matrices_alone(model):
 
 def test_a_model_type_is_its_shape_and_must_not_be_contradicted():
     config = GPT.get_default_config()
-    config.model_type, config.vocab_size, config.block_size = "gpt-nano", 3, 11
-    assert (GPT(config).config.n_layer, GPT(config).config.n_head, GPT(config).config.n_embd) == (
-        3,
-        3,
-        48,
-    )
+    config.model_type = "gpt-nano"
+    config.vocab_size = 3
+    config.block_size = 11
+    completed = GPT(config).config
+    assert (completed.n_layer, completed.n_head, completed.n_embd) == (3, 3, 48)
     config.n_layer = 4
     with pytest.raises(ValueError, match="n_layer"):
         GPT(config)
@@ -378,13 +360,8 @@ def test_a_model_type_is_its_shape_and_must_not_be_contradicted():
     ],
 )
 def test_an_incomplete_configuration_is_refused_by_name(change, message):
-    settings = {
-        "n_layer": L,
-        "n_head": H,
-        "n_embd": H * D,
-        "vocab_size": V,
-        "block_size": 9,
-    } | change
+    sizes = {"n_layer": L, "n_head": H, "n_embd": H * D, "vocab_size": V, "block_size": 9}
+    settings = sizes | change
     with pytest.raises(ValueError, match=message):
         GPT(GPTConfig(**settings))
 
@@ -395,13 +372,9 @@ def test_a_misspelt_setting_is_no_setting():
 
 
 def test_a_tied_output_matrix_is_one_tensor():
-    model = GPT(
-        GPTConfig(
-            n_layer=1, n_head=H, n_embd=H * D, vocab_size=V, block_size=9, tie_word_embeddings=True
-        )
-    )
+    sizes = {"n_layer": 1, "n_head": H, "n_embd": H * D, "vocab_size": V, "block_size": 9}
+    model = GPT(GPTConfig(**sizes, tie_word_embeddings=True))
     assert model.lm_head.weight is model.transformer.wte.weight
     groups = model.configure_optimizers(Trainer.get_default_config()).param_groups
-    assert any(
-        parameter is model.lm_head.weight for parameter in groups[1]["params"]
-    )  # an embedding: no weight decay
+    # As an embedding it has no weight decay.
+    assert any(parameter is model.lm_head.weight for parameter in groups[1]["params"])

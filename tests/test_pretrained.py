@@ -1,6 +1,7 @@
 """Does from_pretrained give the model that was named, exactly, or an error that says what is wrong?
 
-The oracle is transformers' GPT2LMHeadModel; the hub is a stand-in on 127.0.0.1 (hub.py), so nothing leaves the machine.
+The oracle is transformers' GPT2LMHeadModel; the hub is a stand-in on 127.0.0.1 (hub.py), so
+nothing leaves the machine.
 """
 
 import json
@@ -24,9 +25,7 @@ from mingpt import hub as hub_files
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.model import GPT, GPTConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hub import COMMIT, Hub, files_of  # noqa: E402
+from tests.hub import COMMIT, Handler, Hub, files_of
 
 B, T, L, H, D, V = 2, 5, 4, 3, 7, 11
 SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
@@ -46,13 +45,14 @@ SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
     "reordered": {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True},
 }
 MERGES = [("a", "b"), ("Ġ", "ab")]
-# fp32 rounds at 6e-8 of a number; through the L blocks the two add and multiply in another order, which leaves some
-# tens of roundings. A wrong epsilon, activation or scale is off by 1e-3 and more.
+C_ATTN = "transformer.h.2.attn.c_attn.weight"
+# fp32 rounds at 6e-8 of a number; through the L blocks the two add and multiply in another order,
+# which leaves some tens of roundings. A wrong epsilon, activation or scale is off by 1e-3 and more.
 TOLERANCE = 2e-5
 
 
 def reference(**settings):
-    """A transformers model with random weights that leave nothing out: biases and layer norms too."""
+    """A transformers model with random weights everywhere: biases and layer norms too."""
     torch.manual_seed(0)
     sizes = {"n_layer": L, "n_head": H, "n_embd": H * D, "vocab_size": V, "n_positions": 2 * T}
     config = GPT2Config(**sizes | {"bos_token_id": 0, "eos_token_id": 0} | settings)
@@ -75,23 +75,20 @@ def edit(folder, **settings):
     """Change fields of folder/config.json; None removes one."""
     path = folder / "config.json"
     fields = json.loads(path.read_text()) | settings
-    path.write_text(
-        json.dumps({name: value for name, value in fields.items() if value is not None})
-    )
+    fields = {name: value for name, value in fields.items() if value is not None}
+    path.write_text(json.dumps(fields))
 
 
 def edit_weights(folder, change):
     """Apply a function to the folder's weights, in place."""
     weights = load_file(folder / "model.safetensors")
     change(weights)
-    save_file(
-        {name: weight.contiguous() for name, weight in weights.items()},
-        folder / "model.safetensors",
-    )
+    weights = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors")
 
 
 def to_bin(folder, zipped=True):
-    """Replace model.safetensors by pytorch_model.bin, in today's form or that of before torch 1.6."""
+    """Replace model.safetensors by pytorch_model.bin, in today's form or torch 1.5's."""
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (folder / "model.safetensors").unlink()
@@ -121,7 +118,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """start(repos, ...) -> a running Hub that huggingface_hub takes for the hub, with an empty cache."""
+    """start(repos, ...) -> a running Hub, which huggingface_hub takes for the hub; no cache."""
     with ExitStack() as stack:
 
         def start(repos, **options):
@@ -138,10 +135,9 @@ def start(tmp_path, monkeypatch):
 
 
 def point_to(url, monkeypatch):
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def nowhere():
@@ -174,9 +170,8 @@ def test_logits_loss_hidden_states_and_generation_are_those_of_transformers(
     assert not ours.training and ours.tokenizer is None
     with torch.no_grad():
         expected = theirs(idx, labels=idx, output_hidden_states=True)
-        logits, loss = ours(
-            idx, idx.roll(-1, 1).index_fill(1, torch.tensor(T - 1), -1), store_activations=True
-        )
+        targets = idx.roll(-1, 1).index_fill(1, torch.tensor(T - 1), -1)
+        logits, loss = ours(idx, targets, store_activations=True)
     assert close(logits, expected.logits) and close(loss, expected.loss)
     for layer, stream in enumerate(expected.hidden_states[1:-1]):
         assert close(ours.layer_activations[layer], stream)
@@ -194,11 +189,10 @@ def test_logits_loss_hidden_states_and_generation_are_those_of_transformers(
 
 @pytest.mark.parametrize("zipped", [None, True, False])
 def test_the_real_gpt2_layout_loads(zipped, folder):
-    """No prefix, mask buffers in every block, no lm_head, and the fields of the real config.json."""
+    """No prefix, mask buffers in every block, no lm_head, and the real config.json's fields."""
     prefixed = load_file(folder / "model.safetensors")
-    assert all(
-        name.startswith("transformer.") for name in prefixed
-    )  # what transformers writes today
+    # That is what transformers writes today.
+    assert all(name.startswith("transformer.") for name in prefixed)
     weights = {name.removeprefix("transformer."): weight for name, weight in prefixed.items()}
     for layer in range(L):
         weights[f"h.{layer}.attn.bias"] = torch.ones(2 * T, 2 * T).tril().view(1, 1, 2 * T, 2 * T)
@@ -233,9 +227,8 @@ def test_half_precision_files_become_fp32(dtype, folder):
     expected = {name: weight.to(dtype).float() for name, weight in reference().named_parameters()}
     for name, weight in ours.named_parameters():
         assert weight.dtype == torch.float32
-        assert weight.equal(
-            expected[name].t() if name.endswith(pretrained.CONV1D) else expected[name]
-        )
+        is_linear = name.endswith(pretrained.CONV1D)
+        assert weight.equal(expected[name].t() if is_linear else expected[name])
 
 
 # save
@@ -250,33 +243,27 @@ def test_transformers_reads_what_save_writes_and_load_gives_it_back_bit_for_bit(
     pretrained.save(ours, tmp_path / "ours")
     again = GPT.from_pretrained(tmp_path / "ours")
     assert again.config == ours.config
-    assert all(
-        a.equal(b)
-        for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True)
-    )
+    pairs = zip(again.state_dict().values(), ours.state_dict().values(), strict=True)
+    assert all(a.equal(b) for a, b in pairs)
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
     assert close(ours(idx)[0], theirs(idx).logits)
-    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
+    files = sorted(path.name for path in (tmp_path / "ours").iterdir())
+    assert files == ["config.json", "model.safetensors"]
 
 
 def test_a_new_model_with_a_tokenizer_comes_back_from_save_in_half_precision(tmp_path):
     model = GPT(GPTConfig("gpt-nano", vocab_size=259, block_size=8))
     model.tokenizer = BPETokenizer(Encoder(MERGES))
-    (tmp_path / "vocab.json").write_text(
-        "{}"
-    )  # an older model's, which must not be taken for this one's
+    # An older model's, which must not be taken for this one's.
+    (tmp_path / "vocab.json").write_text("{}")
     pretrained.save(model, tmp_path, torch.float16)
     again = GPT.from_pretrained(tmp_path)
     assert again.tokenizer.encode("ab ab") == model.tokenizer.encode("ab ab") == [256, 257]
     assert again.transformer.wte.weight.equal(model.transformer.wte.weight.half().float())
     assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].dtype == torch.float16
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 258
-    assert (
-        len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
-    )  # who may read one may read all
+    # Who may read one may read all.
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_save_to_where_a_file_is_says_so(folder):
@@ -321,15 +308,13 @@ def test_names_is_the_embedded_model(whole, tmp_path, monkeypatch):
 def test_a_run_folder_gives_its_last_step_by_number(tmp_path):
     for step in (2, 10):
         torch.manual_seed(step)
-        pretrained.save(
-            GPT(GPTConfig("gpt-nano", vocab_size=V, block_size=8)), tmp_path / f"step-{step}"
-        )
+        model = GPT(GPTConfig("gpt-nano", vocab_size=V, block_size=8))
+        pretrained.save(model, tmp_path / f"step-{step}")
     (tmp_path / "step-99.part").mkdir()
     model = GPT.from_pretrained(tmp_path)
     assert model.source == f"folder {tmp_path / 'step-10'}"
-    assert model.transformer.wte.weight.equal(
-        GPT.from_pretrained(tmp_path / "step-10").transformer.wte.weight
-    )
+    last = GPT.from_pretrained(tmp_path / "step-10")
+    assert model.transformer.wte.weight.equal(last.transformer.wte.weight)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +331,7 @@ def test_a_run_folder_gives_its_last_step_by_number(tmp_path):
     ],
 )
 def test_a_name_that_is_nothing_is_refused_without_asking_the_hub(name, message, monkeypatch):
-    monkeypatch.setattr(hub_files, "reach", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_files, "check_reachable", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(ValueError) as error:
         GPT.from_pretrained(name)
     assert message in str(error.value)
@@ -406,16 +391,12 @@ def with_nan(weight):
         ),
         (lambda w: w.update({"wte.weight": torch.ones(V, H * D)}), ["wte.weight is there twice"]),
         (
-            change("transformer.h.2.attn.c_attn.weight", torch.t),
-            [
-                "transformer.h.2.attn.c_attn.weight has shape (63, 21), config.json makes it (21, 63)"
-            ],
+            change(C_ATTN, torch.t),
+            [f"{C_ATTN} has shape (63, 21), config.json makes it (21, 63)"],
         ),
         (
-            change("transformer.h.2.attn.c_attn.weight", lambda w: w[None]),
-            [
-                "transformer.h.2.attn.c_attn.weight has shape (1, 21, 63), config.json makes it (21, 63)"
-            ],
+            change(C_ATTN, lambda w: w[None]),
+            [f"{C_ATTN} has shape (1, 21, 63), config.json makes it (21, 63)"],
         ),
         (
             change("transformer.wpe.weight", lambda w: w[1:]),
@@ -450,9 +431,10 @@ def test_an_untied_model_without_its_output_matrix_is_refused(folder):
 
 
 def test_a_tied_model_whose_file_has_the_matrix_twice_loads(folder):
-    edit_weights(
-        folder, lambda w: w.update({"lm_head.weight": w["transformer.wte.weight"].clone()})
-    )
+    def add_output_matrix(weights):
+        weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+
+    edit_weights(folder, add_output_matrix)
     model = GPT.from_pretrained(folder)
     assert model.lm_head.weight is model.transformer.wte.weight
 
@@ -535,9 +517,8 @@ def same(model, files, tmp_path):
         (tmp_path / "same" / name).write_bytes(data)
     expected = GPT.from_pretrained(tmp_path / "same")
     pairs = zip(model.state_dict().values(), expected.state_dict().values(), strict=True)
-    return model.tokenizer.encoder.ids == expected.tokenizer.encoder.ids and all(
-        a.equal(b) for a, b in pairs
-    )
+    same_ids = model.tokenizer.encoder.ids == expected.tokenizer.encoder.ids
+    return same_ids and all(a.equal(b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("moved", [{}, {"gpt2": "openai-community/gpt2"}])
@@ -549,9 +530,8 @@ def test_gpt2_is_downloaded_once_and_then_comes_from_the_cache_with_the_hub_shut
     assert same(model, whole, tmp_path)
     assert (model.name, model.source) == ("gpt2", f"gpt2, downloaded from {hub.url}")
     assert hub.count("GET", "model.safetensors") == 1
-    assert hub.requests[-1][1].endswith(
-        f"/resolve/{COMMIT}/model.safetensors"
-    )  # of the configuration's version
+    # The weights are of the configuration's version.
+    assert hub.requests[-1][1].endswith(f"/resolve/{COMMIT}/model.safetensors")
     sent = len(hub.requests)
     cached = GPT.from_pretrained("gpt2")
     assert len(hub.requests) == sent  # no traffic
@@ -604,23 +584,23 @@ def test_the_default_tokenizer_is_that_of_gpt2_on_the_hub(whole, start):
 def test_a_connection_that_ends_early_is_resumed_where_it_ended(
     whole, start, tmp_path, monkeypatch, capfd
 ):
-    monkeypatch.setattr(
-        constants, "DOWNLOAD_CHUNK_SIZE", 1000
-    )  # of 10 MB: what comes in whole chunks is kept
-    logger, hub = logging.getLogger("huggingface_hub"), start({"gpt2": whole})
+    # What comes in whole chunks is kept; by default a chunk is 10 MB.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    hub = start({"gpt2": whole})
+    logger = logging.getLogger("huggingface_hub")
     monkeypatch.setattr(logger, "level", logging.WARNING)
     hub.cut["model.safetensors"] = [4500]
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
-    assert [asked for _, path, asked in hub.requests if path.endswith("safetensors") and asked] == [
-        "bytes=4000-"
-    ]
+    weights = [asked for _, path, asked in hub.requests if path.endswith("safetensors")]
+    assert [asked for asked in weights if asked] == ["bytes=4000-"]
     assert capfd.readouterr() == ("", "")  # its lines about retries do not reach the screen
     assert logger.level == logging.WARNING  # as it was
 
 
 def test_a_connection_that_is_reset_is_tried_again(whole, start, tmp_path):
     hub = start({"gpt2": whole})
-    hub.reset, hub.cut["model.safetensors"] = True, [4500, 9000]
+    hub.reset = True
+    hub.cut["model.safetensors"] = [4500, 9000]
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
     assert hub.count("GET", "model.safetensors") == 3
 
@@ -629,11 +609,10 @@ def test_a_connection_that_is_always_reset_ends_in_an_error_and_leaves_nothing(
     whole, start, tmp_path
 ):
     hub = start({"gpt2": whole})
-    hub.reset, hub.cut["model.safetensors"] = True, [4500] * 99
-    with pytest.raises(
-        ValueError,
-        match="the download of model.safetensors of gpt2 from .* broke off.*run this again",
-    ):
+    hub.reset = True
+    hub.cut["model.safetensors"] = [4500] * 99
+    message = "the download of model.safetensors of gpt2 from .* broke off.*run this again"
+    with pytest.raises(ValueError, match=message):
         GPT.from_pretrained("gpt2")
     del hub.cut["model.safetensors"]
     assert same(GPT.from_pretrained("gpt2"), whole, tmp_path)
@@ -655,9 +634,8 @@ def test_bytes_that_are_not_those_announced_are_refused_and_gone(wrong, whole, s
 def test_a_file_that_went_bad_in_the_cache_is_named_and_deleting_it_helps(whole, start, tmp_path):
     start({"gpt2": whole})
     GPT.from_pretrained("gpt2")
-    (blob,) = (
-        path for path in Path(constants.HF_HUB_CACHE).rglob("blobs/*") if len(path.name) == 64
-    )
+    blobs = Path(constants.HF_HUB_CACHE).rglob("blobs/*")
+    (blob,) = (path for path in blobs if len(path.name) == 64)
     blob.write_bytes(blob.read_bytes()[:5000])
     with pytest.raises(ValueError, match=f"delete {blob} and get it again"):
         GPT.from_pretrained("gpt2")
@@ -716,9 +694,9 @@ def test_a_refused_connection_is_unreachable_at_once_and_quietly(start, monkeypa
     url = nowhere()
     point_to(url, monkeypatch)
     message, seconds = unreachable()
+    cache = constants.HF_HUB_CACHE
     assert (
-        f"config.json of gpt2 is not in the cache {constants.HF_HUB_CACHE}, and {url} cannot be reached"
-        in message
+        f"config.json of gpt2 is not in the cache {cache}, and {url} cannot be reached" in message
     )
     assert "run this again with a network, or give a folder" in message
     assert seconds < 15
@@ -726,15 +704,14 @@ def test_a_refused_connection_is_unreachable_at_once_and_quietly(start, monkeypa
 
 
 def test_a_network_that_swallows_everything_is_unreachable_within_15_seconds(start, monkeypatch):
-    with socket.create_server(
-        ("127.0.0.1", 0)
-    ) as silent:  # takes connections and never says a word
+    # It takes connections and never says a word.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
         point_to(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         assert unreachable()[1] < 15
 
 
 def test_a_silent_name_server_is_unreachable_too(start, monkeypatch):
-    """A look-up of a name has no timeout, so a timeout on the connection alone would not end the wait."""
+    """A look-up of a name has no timeout: one on the connection alone would not end the wait."""
     monkeypatch.setattr(hub_files, "PATIENCE", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(60))
     point_to("http://hub.invalid", monkeypatch)
@@ -751,9 +728,7 @@ def test_a_hub_that_is_down_is_unreachable(start):
 def test_a_page_that_is_no_hub_is_unreachable(start, monkeypatch):
     """Such as the log-in page of a hotel: it answers, but without the hub's headers."""
     hub = start({"gpt2": {"config.json": b"{}"}})
-    monkeypatch.setattr(
-        sys.modules["hub"].Handler, "file", lambda self, *_: self.head(200, {"Content-Length": 0})
-    )
+    monkeypatch.setattr(Handler, "file", lambda self, *_: self.head(200))
     assert "cannot be reached" in unreachable()[0] and hub.requests
 
 
@@ -770,14 +745,11 @@ PROGRAM = "from mingpt.model import GPT; print(GPT.from_pretrained('gpt2').sourc
 
 
 def process(**variables):
-    keep = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    root = str(Path(pretrained.__file__).parents[1])
-    environment = (
-        keep | {"PYTHONPATH": root} | {name: str(value) for name, value in variables.items()}
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], env=environment, stdout=-1, stderr=-1, text=True
-    )
+    environment = {k: value for k, value in os.environ.items() if not k.startswith("HF_")}
+    environment["PYTHONPATH"] = str(Path(pretrained.__file__).parents[1])
+    environment |= {name: str(value) for name, value in variables.items()}
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
 
 
 def test_two_processes_at_once_both_get_the_model_and_a_third_needs_no_hub(whole, start, tmp_path):
