@@ -1,14 +1,22 @@
-"""Pictures and tables on disk, each whole or not there at all."""
+"""Pictures, pages and tables on disk, each whole or not there at all.
+
+A heatmap is read from top to bottom, as the model runs: layer 0 is the top row.
+"""
 
 import csv
 import json
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
+
+import torch
+from torch.nn import functional as F
 
 from mingpt.common import atomic_write
 
 SUFFIXES = (".png", ".svg", ".pdf")
+MAX_INCHES = 60  # of a side: a larger picture is a file that nobody can open
 
 
 def check_output(path, suffixes=SUFFIXES):
@@ -35,70 +43,150 @@ def _try_writing(path):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder"
-        ) from error
+        reason = error.strerror or error
+        raise ValueError(f"cannot write {path}: {reason}; choose another folder") from error
 
 
 def token_labels(tokens):
-    """["0 Michelle", "1  Jones", ...]: position, a space, the token with line ends and the like written as escapes."""
-    return [f"{position} {repr(token)[1:-1]}" for position, token in enumerate(tokens)]
+    """["0 Michelle", "1  Jones", ...]: position, a space, the token as in visible_text."""
+    return [f"{position} {visible_text(token)}" for position, token in enumerate(tokens)]
 
 
-def draw_heatmap(values, columns, title, quantity, rows=None):
-    """The matplotlib Figure of values (rows, columns), row 0 at the bottom; red above 0, white at 0, blue below.
+def visible_text(token):
+    """The token with line ends and the like written as escapes."""
+    return repr(token)[1:-1]
 
-    title, quantity (of the colour bar) and the labels are shown to the letter. rows: "layer.head" labels; without
-    them the rows are the layers from 0.
+
+def draw_heatmap(values, columns, title, quantity, rows=None, xlabel="position and token"):
+    """The matplotlib Figure of values (rows, columns), row 0 at the top.
+
+    Colours: red above 0, white at 0, blue below. title, quantity (of the colour bar) and the labels
+    are shown to the letter. rows: "layer.head" labels; without them the rows are the layers from 0.
     """
     from matplotlib.colors import CenteredNorm
+
+    figure = _draw_image(values, columns, rows, cmap="RdBu_r", norm=CenteredNorm(0))
+    figure.axes[0].set_xlabel(xlabel)
+    _set_titles(figure, title, quantity)
+    height, width = values.shape
+    # In more cells than these the numbers would run into each other.
+    if width <= 24 and height <= 60:
+        numbers = [f"{value:.1f}" for value in values.flatten().tolist()]
+        _write_in_cells(figure, values, numbers, 0.6 * values.abs().max().item(), fontsize=7)
+    return figure
+
+
+def draw_words(values, columns, words, title, quantity, largest):
+    """The matplotlib Figure of values (L,T) with a word in each cell, layer 0 at the top.
+
+    Colours: from white at 0 to dark blue at `largest`. words: L*T texts, a row after the other.
+    """
+    figure = _draw_image(values, columns, cmap="Blues", vmin=0, vmax=largest)
+    figure.axes[0].set_xlabel("position and token")
+    _set_titles(figure, title, quantity)
+    # In more columns than these no word can be read.
+    if len(columns) <= 80:
+        _write_in_cells(figure, values, words, 0.7 * largest, fontsize=6.5)
+    return figure
+
+
+def _draw_image(values, columns, rows=None, **style):
+    """A Figure of values as an image, row 0 at the top; rows: as in draw_heatmap."""
     from matplotlib.figure import Figure
 
     height, width = values.shape
-    inches = (
-        min(max(6.4, 0.62 * width + 2.6), 60),
-        min(max(4.4, 0.34 * height + 2.6), 60),
-    )  # a picture must stay a file
-    figure = Figure(figsize=inches, layout="constrained")
+    inches = [max(6.4, 0.62 * width + 2.6), max(4.4, 0.34 * height + 2.6)]
+    figure = Figure([min(side, MAX_INCHES) for side in inches], layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(
-        values.cpu().double().numpy(),
-        cmap="RdBu_r",
-        norm=CenteredNorm(0),
-        aspect="auto",
-        origin="lower",
-    )
-    for axis, labels, most in (
-        (axes.xaxis, columns, 95),
-        (axes.yaxis, rows or [*range(height)], 170),
-    ):
-        every = -(
-            -len(labels) // most
-        )  # where there are too many to read, every second, third ... is named
-        axis.set_ticks(range(0, len(labels), every), labels[::every])
+    axes.imshow(values.cpu().double().numpy(), aspect="auto", origin="upper", **style)
+    _name_ticks(axes.xaxis, columns, 95)
+    _name_ticks(axes.yaxis, rows or list(range(height)), 170)
+    axes.set_ylabel("layer.head" if rows else "layer")
     axes.tick_params(axis="x", labelrotation=60)
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_xlabel("position and token")
-    axes.set_ylabel("layer.head" if rows else "layer")
-    axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
-    figure.colorbar(image).set_label(quantity, parse_math=False)
-    if width <= 24 and height <= 60:
-        dark = 0.6 * values.abs().max().item()
-        for row, cells in enumerate(values.tolist()):
-            for column, value in enumerate(cells):
-                colour = "white" if abs(value) > dark else "black"
-                axes.text(
-                    column,
-                    row,
-                    f"{value:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=colour,
-                    in_layout=False,
-                )
     return figure
+
+
+def _name_ticks(axis, labels, most):
+    """Put the labels at 0, 1, ...; of more than `most`, only every second, third ... is shown."""
+    step = -(-len(labels) // most)
+    axis.set_ticks(range(0, len(labels), step), labels[::step])
+
+
+def _set_titles(figure, title, quantity):
+    """Write the title, and the quantity beside a colour bar."""
+    axes = figure.axes[0]
+    axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
+    figure.colorbar(axes.images[0]).set_label(quantity, parse_math=False)
+
+
+def _write_in_cells(figure, values, texts, dark, fontsize):
+    """Write a text into each cell of values; white where the value is beyond dark in size."""
+    height, width = values.shape
+    cells = product(range(height), range(width))
+    for (row, column), value, text in zip(cells, values.flatten().tolist(), texts):
+        figure.axes[0].text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            color="white" if abs(value) > dark else "black",
+            parse_math=False,
+            in_layout=False,
+        )
+
+
+def draw_patterns(patterns, labels, title):
+    """The matplotlib Figure of attention patterns (R,K,T,T), R rows of K, in one image.
+
+    labels: of the T tokens, on both axes. If there are several patterns, each is named "row.column"
+    in its upper right corner, which is empty: no token sees a later one.
+    """
+    from matplotlib.figure import Figure
+
+    R, K, T, _ = patterns.shape
+    tile = T + 1  # a pattern and the gap after it
+    future = torch.ones(T, T).triu(1).bool()
+    tiles = F.pad(patterns.masked_fill(future, torch.nan), (0, 1, 0, 1), value=torch.nan)
+    image = tiles.transpose(1, 2).reshape(R * tile, K * tile)  # (R,K,tile,tile) -> one image
+    cell = max(0.13, 4.5 / (K * T))  # inches
+    cell = min(cell, MAX_INCHES / (max(R, K) * tile))
+    inches = (cell * K * tile + 2.4, cell * R * tile + 1.6)
+    figure = Figure(inches, layout="compressed")
+    axes = figure.subplots()
+    axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
+    drawn = axes.imshow(image[:-1, :-1].numpy(), "Blues", vmin=0, vmax=1)
+    _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
+    _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
+    axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
+    if R * K > 1:
+        _name_patterns(axes, R, K, tile, cell)
+    bar = figure.colorbar(drawn, aspect=40, shrink=min(1, 8 / inches[1]))
+    bar.set_label("attention weight")
+    return figure
+
+
+def _name_tokens(axis, labels, panels, cell, rotation):
+    """Name the tokens of each of the panels along an axis with cells of so many inches."""
+    # Where cells are too small for a label each, only every second, third ... token is named.
+    step = -int(-0.05 // cell)
+    tile = len(labels) + 1
+    places = []
+    for panel in range(panels):
+        places += range(panel * tile, panel * tile + len(labels), step)
+    size = min(8, 64 * cell * step)
+    names = labels[::step] * panels
+    axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
+
+
+def _name_patterns(axes, R, K, tile, cell):
+    size = min(14, 9 * cell * tile)
+    for row, column in product(range(R), range(K)):
+        corner = (column * tile + tile - 2, row * tile)
+        axes.text(*corner, f"{row}.{column}", ha="right", va="top", fontsize=size)
 
 
 def shown(figure, path=None):
@@ -111,12 +199,11 @@ def shown(figure, path=None):
 
 
 def save_page(name, data, path):
-    """Write one self-contained page: pages/<name>.html with the data, which JSON can write, in the place of DATA."""
+    """Write one self-contained page: pages/<name>.html with data, as JSON, in the place of DATA."""
     check_output(path, (".html",))
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
-    for (
-        character
-    ) in "<>&":  # so that no text in the data can end the script element or begin another
+    # Escaped, so that no text in the data can end the script element or begin another.
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     page = (Path(__file__).parent / "pages" / f"{name}.html").read_text(encoding="utf-8")
     with atomic_write(path) as temporary:
@@ -124,7 +211,10 @@ def save_page(name, data, path):
 
 
 def save_figure(figure, path):
-    """Write the figure; the suffix of path decides the format. Says on stderr if the font lacks some characters."""
+    """Write the figure; the suffix of path decides the format.
+
+    Says on stderr if the font lacks some of the characters.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(path, dpi=150)
@@ -135,7 +225,10 @@ def save_figure(figure, path):
 
 
 def save_csv(values, columns, path, rows=None):
-    """Write values (rows, columns) in full precision: a header `layer,<columns>`, then each row after its label."""
+    """Write values (rows, columns) in full precision.
+
+    A header `layer,<columns>`, then each row after its label; layer 0 first.
+    """
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["layer", *columns])
