@@ -10,6 +10,7 @@ Sources: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits),
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, runs
@@ -63,10 +64,17 @@ def plot_all_heads(model, text, save_path=None, only=None):
     _check_head(model, layer, head)
     ids = encode_one(model, text)
     patterns = extract_attention(model, ids).cpu().float()  # (L,H,T,T)
+    is_page = str(save_path).endswith(".html")
+    if only and not is_page:
+        patterns = patterns[layer, head][None, None]  # (T,T) -> (1,1,T,T)
+    count = patterns.numel()
+    if count > MAX_WEIGHTS:
+        raise ValueError(
+            f"{count:,} weights are too many to show; draw one head, or give fewer tokens"
+        )
     labels = figures.token_labels(token_texts(model, ids[0]))
 
-    if str(save_path).endswith(".html"):
-        _check_size(patterns)
+    if is_page:
         data = {
             "text": model.tokenizer.decode(ids[0]) if model.tokenizer else "",
             "tokens": labels,
@@ -76,11 +84,7 @@ def plot_all_heads(model, text, save_path=None, only=None):
         }
         return figures.save_page("attention", data, save_path)
 
-    title = "every head, as layer.head"
-    if only:
-        patterns = patterns[layer, head][None, None]  # (T,T) -> (1,1,T,T)
-        title = f"head {layer}.{head}"
-    _check_size(patterns)
+    title = f"head {layer}.{head}" if only else "every head, as layer.head"
     return figures.shown(figures.draw_patterns(patterns, labels, title), save_path)
 
 
@@ -93,24 +97,16 @@ def _check_head(model, layer, head):
         )
 
 
-def _check_size(patterns):
-    count = patterns.numel()
-    if count > MAX_WEIGHTS:
-        raise ValueError(
-            f"{count:,} weights are too many to show; draw one head, or give fewer tokens"
-        )
-
-
 @dataclass
 class AttentionStats:
     """What a head's pattern is like on average over the queries of one text; each (L,H)."""
 
-    entropy: torch.Tensor  # of a query's weights, in nats
-    distance: torch.Tensor  # from the query back to its keys, in tokens
-    first_token: torch.Tensor  # weight on it
-    current_token: torch.Tensor  # weight on the query itself
-    previous_token: torch.Tensor  # weight on it; the first query, which has none, is left out
-    largest: torch.Tensor  # the largest weight of all, the first query's left out
+    entropy: Tensor  # of a query's weights, in nats
+    distance: Tensor  # from the query back to its keys, in tokens
+    first_token: Tensor  # weight on it
+    current_token: Tensor  # weight on the query itself
+    previous_token: Tensor  # weight on it; the first query, which has none, is left out
+    largest: Tensor  # the largest weight of all, the first query's left out
 
 
 def compute_attention_stats(model, text):
@@ -202,7 +198,7 @@ def _repeated_tokens(model, generator):
 
 def _rows(model, dataset):
     """Each text of the dataset as ids (1,T)."""
-    texts = [dataset] if isinstance(dataset, (str, torch.Tensor)) else dataset
+    texts = [dataset] if isinstance(dataset, (str, Tensor)) else dataset
     for text in texts:
         ids = encode(model, text)
         if ids.size(1) < 2:

@@ -65,9 +65,9 @@ def draw_heatmap(values, columns, title, quantity, rows=None, xlabel="position a
     """
     from matplotlib.colors import CenteredNorm
 
-    figure = _draw_image(values, columns, rows, cmap="RdBu_r", norm=CenteredNorm(0))
+    colours = {"cmap": "RdBu_r", "norm": CenteredNorm(0)}
+    figure = _draw_image(values, columns, title, quantity, rows, **colours)
     figure.axes[0].set_xlabel(xlabel)
-    _set_titles(figure, title, quantity)
     height, width = values.shape
     # In more cells than these the numbers would run into each other.
     if width <= 24 and height <= 60:
@@ -81,30 +81,35 @@ def draw_words(values, columns, words, title, quantity, largest):
 
     Colours: from white at 0 to dark blue at `largest`. words: L*T texts, a row after the other.
     """
-    figure = _draw_image(values, columns, cmap="Blues", vmin=0, vmax=largest)
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": largest}
+    figure = _draw_image(values, columns, title, quantity, **colours)
     figure.axes[0].set_xlabel("position and token")
-    _set_titles(figure, title, quantity)
     # In more columns than these no word can be read.
     if len(columns) <= 80:
         _write_in_cells(figure, values, words, 0.7 * largest, fontsize=6.5)
     return figure
 
 
-def _draw_image(values, columns, rows=None, **style):
+def _draw_image(values, columns, title, quantity, rows=None, **colours):
     """A Figure of values as an image, row 0 at the top; rows: as in draw_heatmap."""
     from matplotlib.figure import Figure
 
     height, width = values.shape
-    inches = [max(6.4, 0.62 * width + 2.6), max(4.4, 0.34 * height + 2.6)]
-    figure = Figure([min(side, MAX_INCHES) for side in inches], layout="constrained")
+    across = max(6.4, 0.62 * width + 2.6)
+    down = max(4.4, 0.34 * height + 2.6)
+    inches = (min(across, MAX_INCHES), min(down, MAX_INCHES))
+    figure = Figure(inches, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(values.cpu().double().numpy(), aspect="auto", origin="upper", **style)
+    numbers = values.cpu().double().numpy()
+    image = axes.imshow(numbers, aspect="auto", origin="upper", **colours)
     _name_ticks(axes.xaxis, columns, 95)
     _name_ticks(axes.yaxis, rows or list(range(height)), 170)
     axes.set_ylabel("layer.head" if rows else "layer")
     axes.tick_params(axis="x", labelrotation=60)
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
+    figure.colorbar(image).set_label(quantity, parse_math=False)
     return figure
 
 
@@ -112,13 +117,6 @@ def _name_ticks(axis, labels, most):
     """Put the labels at 0, 1, ...; of more than `most`, only every second, third ... is shown."""
     step = -(-len(labels) // most)
     axis.set_ticks(range(0, len(labels), step), labels[::step])
-
-
-def _set_titles(figure, title, quantity):
-    """Write the title, and the quantity beside a colour bar."""
-    axes = figure.axes[0]
-    axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
-    figure.colorbar(axes.images[0]).set_label(quantity, parse_math=False)
 
 
 def _write_in_cells(figure, values, texts, dark, fontsize):

@@ -14,6 +14,7 @@ Sources: nostalgebraist 2020 ("the logit lens"); where it misleads, Belrose et a
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, readout, runs
@@ -34,11 +35,11 @@ class Predictions:
     site: str
     tokens: list  # T texts, the input's; without a tokenizer the ids
     top: list  # (L,T,k) texts, the most probable first
-    ids: torch.Tensor  # (L,T,k), of top
-    logits: torch.Tensor  # (L,T,k); at resid_post the last row is the model's own, to the bit
-    probability: torch.Tensor  # (L,T,k)
-    entropy: torch.Tensor  # (L,T), of the whole distribution, in nats
-    kl: torch.Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
+    ids: Tensor  # (L,T,k), of top
+    logits: Tensor  # (L,T,k); at resid_post the last row is the model's own, to the bit
+    probability: Tensor  # (L,T,k)
+    entropy: Tensor  # (L,T), of the whole distribution, in nats
+    kl: Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
 
     def plot(self, save_path=None, quantity="probability"):
         """plot_evolution of these."""
@@ -135,9 +136,9 @@ def _check_site(site):
 class Convergence:
     """Where the prediction at each position is made; each (T,)."""
 
-    layer: torch.Tensor  # the first from which on the lens's top token is the model's own
-    probability: torch.Tensor  # that token's, at this layer
-    kl_layer: torch.Tensor  # the first from which on KL(the model's output || the lens) is small
+    layer: Tensor  # the first from which on the lens's top token is the model's own
+    probability: Tensor  # that token's, at this layer
+    kl_layer: Tensor  # the first from which on KL(the model's output || the lens) is small
 
 
 def measure_convergence(model, text, threshold=0.1):
@@ -204,14 +205,14 @@ def _count_pairs(rows, V):
 
 def _separate(texts):
     """Texts one by one; of ids (B,T), each row as (1,T)."""
-    return texts.split(1) if isinstance(texts, torch.Tensor) else texts
+    return texts.split(1) if isinstance(texts, Tensor) else texts
 
 
 @dataclass
 class Comparison:
     """Two or more texts, aligned at their ends, over the last n positions that all have."""
 
-    layer: torch.Tensor  # (n,): the first where the top tokens are not all one; L if there is none
+    layer: Tensor  # (n,): the first where the top tokens are not all one; L if there is none
     table: str  # lines to print: layer by layer the texts' top tokens at one position
     predictions: list  # Predictions, of each text
 
@@ -256,15 +257,15 @@ def _line(name, cells):
 class LogitParts:
     """What each part adds directly to a logit at the last position; all but total sum to total."""
 
-    heads: torch.Tensor  # (L,H), with their value biases
-    mlps: torch.Tensor  # (L,), without their output biases
-    attention_biases: torch.Tensor  # (L,), of the output
-    mlp_biases: torch.Tensor  # (L,), of the output
-    embedding: torch.Tensor
-    position: torch.Tensor
-    final_bias: torch.Tensor  # of the final layer norm
-    total: torch.Tensor  # the run's own logit, or difference of two
-    neurons: torch.Tensor | None = None  # (n_inner,), in place of their layer's MLP, there 0
+    heads: Tensor  # (L,H), with their value biases
+    mlps: Tensor  # (L,), without their output biases
+    attention_biases: Tensor  # (L,), of the output
+    mlp_biases: Tensor  # (L,), of the output
+    embedding: Tensor
+    position: Tensor
+    final_bias: Tensor  # of the final layer norm
+    total: Tensor  # the run's own logit, or difference of two
+    neurons: Tensor | None = None  # (n_inner,), in place of their layer's MLP, there 0
 
     def plot(self, path=None):
         """The matplotlib Figure of heads and MLPs, layers down; written to path if given."""
