@@ -1,4 +1,7 @@
-"""Patterns against transformers; scores against TransformerLens, loops and hand-built heads; the page in a browser."""
+"""Patterns against transformers; scores against TransformerLens, loops and hand-built heads.
+
+The page in a browser.
+"""
 
 import json
 import math
@@ -348,7 +351,7 @@ def test_figures_show_the_weights_with_the_tokens_on_both_axes(suffix, tmp_path)
 
 
 def boxes(figure):
-    """Where the labels of the x axis, of the y axis, and all other writing are drawn, and the whole figure."""
+    """Where the labels of the x axis, of the y axis, other writing, and the figure are drawn."""
     canvas, (axes, bar) = FigureCanvasAgg(figure), figure.axes
     figure.dpi = 40
     canvas.draw()
@@ -440,7 +443,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
     def shown():
-        """What the chips say: one weight each, of the chosen token to those before it or from those after."""
+        """What the chips say: a weight each, of the chosen token to earlier or from later ones."""
         return [chip.find_element(By.TAG_NAME, "small").text for chip in find("#tokens button")]
 
     def expected(layer, head, token):

@@ -1,5 +1,8 @@
-"""The lens against transformers' hidden states through its own norm and output matrix; attribution against its sum,
-TransformerLens's numbers and runs that leave a part out of the last stream."""
+"""The lens against transformers' hidden states through its own norm and output matrix.
+
+Attribution against its sum, TransformerLens's numbers and runs that leave a part out of the last
+stream.
+"""
 
 import json
 import math
@@ -272,7 +275,7 @@ def test_the_parts_sum_to_the_whole_on_every_shape(pair):
 
 @torch.no_grad()
 def test_each_part_is_what_leaving_it_out_of_the_last_stream_takes_away():
-    """By the definition, at the held scale: the logit of the stream less that of the stream without the part."""
+    """By the definition, at the held scale: the stream's logit less that of it without the part."""
     model = make_model().double()
     gpt = model.transformer
     found = logit_attribution(model, IDS, 3, 5, neurons=1)
@@ -313,7 +316,8 @@ def test_the_parts_are_transformer_lenss():
     found = logit_attribution(
         checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"]
     )
-    ours = {  # TransformerLens counts an MLP with its bias, and the attention layers' biases together
+    # TransformerLens counts an MLP with its bias, and the attention layers' biases together
+    ours = {
         "heads": found.heads,
         "mlps": found.mlps + found.mlp_biases,
         "bias": found.attention_biases.sum(),

@@ -1,4 +1,7 @@
-"""Neurons against full sorts and sums of all activations, neurons built by hand, and runs of the public forward."""
+"""Neurons against full sorts and sums of all activations, and runs of the public forward.
+
+And against neurons built by hand.
+"""
 
 import gc
 import re
@@ -238,7 +241,8 @@ def test_the_variance_holds_where_the_mean_is_a_thousand_deviations():
     acts = torch.cat([activations(model, ids) for _, _, ids in windows_of(texts)], 1).double()
     expected = torch.var(acts, 1, correction=0)
     assert (acts.mean(1) / expected.sqrt()).min() > 200
-    # the fp32 activations themselves are known to 6e-5 at 1000, so their variance of about 1 to some 1e-4
+    # the fp32 activations themselves are known to 6e-5 at 1000, so their variance of about 1 to
+    # some 1e-4
     variance = activation_stats(model, texts).variance
     torch.testing.assert_close(variance, expected, rtol=1e-3, atol=0)
 
@@ -283,7 +287,10 @@ def test_matches_are_mlp_pre_of_a_stream_that_is_the_embedding():
 
 
 def frozen_read(model, ids, other):
-    """f(vector): what a part of the final stream adds to the logit (difference); by autograd, the scale detached."""
+    """f(vector): what a part of the final stream adds to the logit (difference).
+
+    By autograd, the scale detached.
+    """
     model(ids, store_activations=True)
     end = model.layer_activations[L - 1][0, -1].clone().requires_grad_()
     ln_f = model.transformer.ln_f

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt.interpretability import figures, runs
+from mingpt.interpretability import figures, readout, runs
 from mingpt.interpretability.inputs import encode, encode_one, token_texts
 
 KINDS = (
     "previous_token duplicate_token induction first_token current_token positional delimiter"
 ).split()
-# The score from which a head is named. Many a head keeps half of its pattern on shuffled tokens.
+# The score from which a head is named. Many heads keep half of their pattern on shuffled tokens, so
+# "positional" asks for more.
 THRESHOLDS = dict.fromkeys(KINDS, 0.4) | {"positional": 0.85}
 # Closing: opening. Curly quotes are missing, since they are bytes, not tokens.
 DELIMITERS = {")": "(", "]": "[", "}": "{", '"': '"'}
@@ -75,8 +76,10 @@ def plot_all_heads(model, text, save_path=None, only=None):
     labels = figures.token_labels(token_texts(model, ids[0]))
 
     if is_page:
+        text = model.tokenizer.decode(ids[0]) if model.tokenizer else ""
+        # Weights as whole thousandths, which keeps the page small.
         data = {
-            "text": model.tokenizer.decode(ids[0]) if model.tokenizer else "",
+            "text": text,
             "tokens": labels,
             "layer": int(layer),
             "head": int(head),
@@ -113,18 +116,20 @@ def compute_attention_stats(model, text):
     """The AttentionStats of one text. Cost: 1 pass."""
     pattern = extract_attention(model, text)  # (L,H,T,T)
     # In bf16 a sum over many weights would keep two digits.
-    pattern = pattern.to(torch.promote_types(pattern.dtype, torch.float32))
+    pattern = pattern.to(readout.wide_dtype(model))
     T = pattern.size(-1)
     positions = torch.arange(T).to(pattern)
     attended = pattern @ positions  # (L,H,T,T) @ (T,) -> (L,H,T), each query's mean key
     previous = pattern.diagonal(-1, -2, -1)  # (L,H,T-1)
+    # The first query sees itself alone, and so has a weight of 1 in every head.
+    later_queries = pattern[..., 1:, :] if T > 1 else pattern
     return AttentionStats(
         entropy=torch.special.entr(pattern).sum(-1).mean(-1),
         distance=(T - 1) / 2 - attended.mean(-1),
         first_token=pattern[..., 0].mean(-1),
         current_token=pattern.diagonal(0, -2, -1).mean(-1),
         previous_token=previous.sum(-1) / max(T - 1, 1),
-        largest=pattern[..., min(1, T - 1) :, :].amax((-2, -1)),
+        largest=later_queries.amax((-2, -1)),
     )
 
 
@@ -192,7 +197,8 @@ def _repeated_tokens(model, generator):
     """
     V = model.config.vocab_size
     n = min(50, model.block_size // 2, V)
-    orders = torch.rand(8, V, generator=generator).argsort(-1)
+    numbers = torch.rand(8, V, generator=generator)
+    orders = numbers.argsort(-1)  # (8,V), a random order of all tokens in each row
     return orders[:, :n].repeat(1, 2)
 
 
@@ -258,8 +264,9 @@ def _delimiter_pairs(tokens):
 def _score(pattern, expected, measure):
     """(L,H) of pattern (L,H,T,T) and expected (T,T), by a measure of find_attention_patterns."""
     if measure == "abs":
-        distance = (pattern - expected).abs().sum((-2, -1))
-        return 1 - (distance / len(expected)).round(decimals=3)
+        differences = (pattern - expected).abs()
+        distance = differences.sum((-2, -1)) / len(expected)
+        return 1 - distance.round(decimals=3)
     hit = (pattern * expected).sum((-2, -1))
     queries = expected.any(-1).sum()  # those that have an expected key
     whole = queries if measure == "mean" else pattern.sum((-2, -1))
@@ -271,8 +278,9 @@ def _likeness(pattern, other):
 
     The first query is left out: it has one key, and so the same weight in both.
     """
-    differences = (pattern - other).abs().sum((-2, -1))
-    return 1 - differences / (2 * (pattern.size(-1) - 1))
+    differences = (pattern - other).abs()
+    queries = pattern.size(-1) - 1
+    return 1 - differences.sum((-2, -1)) / (2 * queries)
 
 
 def _heads_from(limit, scores):
@@ -282,7 +290,8 @@ def _heads_from(limit, scores):
     mean = sum(scores) / len(scores)  # (L,H)
     heads = []
     for layer, head in (mean >= limit).nonzero().tolist():
-        heads.append((layer, head, mean[layer, head].item()))
+        score = mean[layer, head].item()
+        heads.append((layer, head, score))
     return sorted(heads, key=lambda head: -head[2])
 
 
@@ -300,7 +309,8 @@ def composition_scores(model, kind="Q"):
     q, k, v, out = _head_weights(model)
     # A = outer^T @ inner and B^T = out^T @ v are (C,C), of rank D. Of outer = Q R the factor Q only
     # rotates, which no norm sees; so R (D,D) can stand for outer, and the products are (D,C).
-    inner, outer = {"Q": (q, k), "K": (k, q), "V": (v, out)}[kind]
+    sides = {"Q": (q, k), "K": (k, q), "V": (v, out)}
+    inner, outer = sides[kind]
     a = torch.linalg.qr(outer.mT, mode="r").R @ inner  # (L,H,D,D) @ (L,H,D,C) -> (L,H,D,C)
     b = torch.linalg.qr(v.mT, mode="r").R @ out  # B^T: (L,H,D,C)
     a = _unit_norm(a)
@@ -316,13 +326,15 @@ def composition_scores(model, kind="Q"):
 
 def _head_weights(model):
     """q, k, v and transposed output weights of every head, (L,H,D,C) each, at least in fp32."""
-    weights = []
-    for block in model.transformer.h:
-        weights.append(torch.cat((block.attn.c_attn.weight, block.attn.c_proj.weight.T)))  # (4C,C)
-    weights = torch.stack(weights).unflatten(1, (4, model.config.n_head, -1))  # (L,4,H,D,C)
-    return weights.to(torch.promote_types(weights.dtype, torch.float32)).unbind(1)
+    attentions = [block.attn for block in model.transformer.h]
+    qkv = torch.stack([attention.c_attn.weight for attention in attentions])  # (L,3C,C)
+    out = torch.stack([attention.c_proj.weight.T for attention in attentions])  # (L,C,C)
+    weights = torch.cat((qkv, out), 1)  # (L,4C,C)
+    weights = weights.unflatten(1, (4, model.config.n_head, -1))  # (L,4,H,D,C)
+    return weights.to(readout.wide_dtype(model)).unbind(1)
 
 
 def _unit_norm(matrices):
     """Each matrix (...,D,C) over its Frobenius norm; one that is 0 stays 0."""
-    return matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)
+    norms = matrices.norm(dim=(-2, -1), keepdim=True)
+    return matrices / norms.clamp_min(1e-30)

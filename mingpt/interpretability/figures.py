@@ -38,6 +38,7 @@ def check_output(path, suffixes=SUFFIXES):
 
 def _try_writing(path):
     """ValueError if no file can be made beside path."""
+    # Asked by doing it: permissions do not tell of read-only disks and of folders such as /proc.
     probe = path.with_name(f".{path.name}.probe")
     try:
         probe.touch()
@@ -72,7 +73,8 @@ def draw_heatmap(values, columns, title, quantity, rows=None, xlabel="position a
     # In more cells than these the numbers would run into each other.
     if width <= 24 and height <= 60:
         numbers = [f"{value:.1f}" for value in values.flatten().tolist()]
-        _write_in_cells(figure, values, numbers, 0.6 * values.abs().max().item(), fontsize=7)
+        dark = 0.6 * values.abs().max().item()
+        _write_in_cells(figure, values, numbers, dark, fontsize=7)
     return figure
 
 
@@ -91,10 +93,14 @@ def draw_words(values, columns, words, title, quantity, largest):
 
 
 def _draw_image(values, columns, title, quantity, rows=None, **colours):
-    """A Figure of values as an image, row 0 at the top; rows: as in draw_heatmap."""
+    """A Figure of values as an image, row 0 at the top, with its ticks, title and colour bar.
+
+    rows: as in draw_heatmap. colours: what imshow takes as cmap and norm, or vmin and vmax.
+    """
     from matplotlib.figure import Figure
 
     height, width = values.shape
+    # Large enough for the cells, and for the title where there are few of them.
     across = max(6.4, 0.62 * width + 2.6)
     down = max(4.4, 0.34 * height + 2.6)
     inches = (min(across, MAX_INCHES), min(down, MAX_INCHES))
@@ -115,24 +121,31 @@ def _draw_image(values, columns, title, quantity, rows=None, **colours):
 
 def _name_ticks(axis, labels, most):
     """Put the labels at 0, 1, ...; of more than `most`, only every second, third ... is shown."""
-    step = -(-len(labels) // most)
-    axis.set_ticks(range(0, len(labels), step), labels[::step])
+    count = len(labels)
+    step = -(-count // most)  # rounded up
+    axis.set_ticks(range(0, count, step), labels[::step])
 
 
 def _write_in_cells(figure, values, texts, dark, fontsize):
-    """Write a text into each cell of values; white where the value is beyond dark in size."""
+    """Write texts into the cells of values (rows, columns), a row after the other.
+
+    White where the value is beyond `dark`, above or below 0, so that it is read on a dark cell.
+    """
+    axes = figure.axes[0]
     height, width = values.shape
     cells = product(range(height), range(width))
-    for (row, column), value, text in zip(cells, values.flatten().tolist(), texts):
-        figure.axes[0].text(
+    for (row, column), text in zip(cells, texts):
+        is_dark = values[row, column].abs() > dark
+        axes.text(
             column,
             row,
             text,
             ha="center",
             va="center",
             fontsize=fontsize,
-            color="white" if abs(value) > dark else "black",
+            color="white" if is_dark else "black",
             parse_math=False,
+            # They lie within the axes, so the layout need not ask for their sizes.
             in_layout=False,
         )
 
@@ -148,39 +161,46 @@ def draw_patterns(patterns, labels, title):
     R, K, T, _ = patterns.shape
     tile = T + 1  # a pattern and the gap after it
     future = torch.ones(T, T).triu(1).bool()
-    tiles = F.pad(patterns.masked_fill(future, torch.nan), (0, 1, 0, 1), value=torch.nan)
-    image = tiles.transpose(1, 2).reshape(R * tile, K * tile)  # (R,K,tile,tile) -> one image
+    patterns = patterns.masked_fill(future, torch.nan)
+    tiles = F.pad(patterns, (0, 1, 0, 1), value=torch.nan)  # (R,K,tile,tile)
+    image = tiles.transpose(1, 2).reshape(R * tile, K * tile)
+    image = image[:-1, :-1].numpy()  # without the gaps at the edges
+    # Large enough to read where there are few patterns, and no larger than a picture may be.
     cell = max(0.13, 4.5 / (K * T))  # inches
     cell = min(cell, MAX_INCHES / (max(R, K) * tile))
     inches = (cell * K * tile + 2.4, cell * R * tile + 1.6)
     figure = Figure(inches, layout="compressed")
     axes = figure.subplots()
     axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
-    drawn = axes.imshow(image[:-1, :-1].numpy(), "Blues", vmin=0, vmax=1)
+    drawn = axes.imshow(image, "Blues", vmin=0, vmax=1)
     _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
     _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
     axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
     if R * K > 1:
         _name_patterns(axes, R, K, tile, cell)
-    bar = figure.colorbar(drawn, aspect=40, shrink=min(1, 8 / inches[1]))
+    # In a tall picture of many patterns a bar of the whole height could not be seen at once.
+    shrink = min(1, 8 / figure.get_figheight())
+    bar = figure.colorbar(drawn, aspect=40, shrink=shrink)
     bar.set_label("attention weight")
     return figure
 
 
 def _name_tokens(axis, labels, panels, cell, rotation):
-    """Name the tokens of each of the panels along an axis with cells of so many inches."""
+    """Name the tokens of each of the panels along an axis; cell: its width in inches."""
     # Where cells are too small for a label each, only every second, third ... token is named.
     step = -int(-0.05 // cell)
-    tile = len(labels) + 1
+    T = len(labels)
     places = []
     for panel in range(panels):
-        places += range(panel * tile, panel * tile + len(labels), step)
+        first = panel * (T + 1)
+        places += range(first, first + T, step)
     size = min(8, 64 * cell * step)
     names = labels[::step] * panels
     axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
 
 
 def _name_patterns(axes, R, K, tile, cell):
+    """Write "row.column" into the upper right corner of each of R x K tiles."""
     size = min(14, 9 * cell * tile)
     for row, column in product(range(R), range(K)):
         corner = (column * tile + tile - 2, row * tile)
@@ -188,7 +208,10 @@ def _name_patterns(axes, R, K, tile, cell):
 
 
 def shown(figure, path=None):
-    """The figure; written to path (.png, .svg, .pdf) if there is one."""
+    """The figure, as it is; written to path (.png, .svg, .pdf) if there is one.
+
+    ValueError, as check_output, if it cannot be written.
+    """
     if path:
         check_output(path)
         with atomic_write(path) as temporary:
@@ -203,7 +226,8 @@ def save_page(name, data, path):
     # Escaped, so that no text in the data can end the script element or begin another.
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    page = (Path(__file__).parent / "pages" / f"{name}.html").read_text(encoding="utf-8")
+    folder = Path(__file__).parent / "pages"
+    page = (folder / f"{name}.html").read_text(encoding="utf-8")
     with atomic_write(path) as temporary:
         temporary.write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
 
@@ -230,6 +254,6 @@ def save_csv(values, columns, path, rows=None):
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["layer", *columns])
-        table.writerows(
-            [row, *cells] for row, cells in zip(rows or range(len(values)), values.tolist())
-        )
+        labels = rows or range(len(values))
+        for label, cells in zip(labels, values.tolist()):
+            table.writerow([label, *cells])

@@ -37,7 +37,7 @@ class Predictions:
     top: list  # (L,T,k) texts, the most probable first
     ids: Tensor  # (L,T,k), of top
     logits: Tensor  # (L,T,k); at resid_post the last row is the model's own, to the bit
-    probability: Tensor  # (L,T,k)
+    probability: Tensor  # (L,T,k), of these tokens
     entropy: Tensor  # (L,T), of the whole distribution, in nats
     kl: Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
 
@@ -59,6 +59,7 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
         return _save_page(predictions, save_path, quantity)
 
     values = getattr(predictions, quantity).float().cpu()
+    # Probabilities have one scale in all pictures, so that these can be compared.
     largest = 1
     if quantity == "probability":
         values = values[..., 0]  # (L,T,k) -> (L,T): the top token's
@@ -74,6 +75,7 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
 
 
 def _save_page(predictions, path, quantity):
+    """Write the page, with all quantities, the given one shown first."""
     data = {
         "site": predictions.site,
         "tokens": predictions.tokens,
@@ -128,6 +130,7 @@ def _read(model, x):
 
 
 def _check_site(site):
+    """ValueError unless the site is a residual stream, or what a layer adds to it."""
     if site not in RESIDUAL_SITES:
         raise ValueError(f"the lens reads {', '.join(RESIDUAL_SITES)}; got {site!r}")
 
@@ -148,6 +151,7 @@ def measure_convergence(model, text, threshold=0.1):
     """
     predictions = analyze(model, text, k=1)
     is_final = (predictions.ids == predictions.ids[-1])[..., 0]  # (L,T)
+    # A top token that is lost again on the way up is no prediction yet.
     layer = _first_lasting(is_final)
     positions = range(len(layer))
     return Convergence(
@@ -194,13 +198,14 @@ def compare_to_bigram(model, texts, site="resid_post"):
 
 def _count_pairs(rows, V):
     """(counts (V,V), sparse, unigrams (V,)): of the tokens that follow one in rows (1,T)."""
-    before = torch.cat([ids[0, :-1] for ids in rows])
+    before = torch.cat([ids[0, :-1] for ids in rows])  # (N,)
     after = torch.cat([ids[0, 1:] for ids in rows])
-    ones = torch.ones(len(before), device=before.device)
     pairs = torch.stack((before, after))  # (2,N)
+    ones = torch.ones(len(after), device=after.device)
+    # Sparse, since V x V numbers would not fit; coalesced, equal pairs are one entry, their sum.
     counts = torch.sparse_coo_tensor(pairs, ones, (V, V), check_invariants=True)
-    # Coalesced, pairs that came several times are one entry with their sum.
-    return counts.coalesce(), torch.bincount(after, minlength=V) / len(after)
+    unigrams = torch.bincount(after, minlength=V) / len(after)
+    return counts.coalesce(), unigrams
 
 
 def _separate(texts):
@@ -249,6 +254,7 @@ def _side_by_side(predictions, position, apart):
 
 
 def _line(name, cells):
+    """A line of a table: a narrow column with the layer, and a wide one for each text."""
     columns = "".join(f"{cell:20}" for cell in cells)
     return f"{name:<7}{columns}".rstrip()
 
@@ -270,14 +276,9 @@ class LogitParts:
     def plot(self, path=None):
         """The matplotlib Figure of heads and MLPs, layers down; written to path if given."""
         values = torch.cat((self.heads, self.mlps[:, None]), 1)  # (L,H+1)
-        columns = [f"head {head}" for head in range(self.heads.size(1))]
-        figure = figures.draw_heatmap(
-            values,
-            [*columns, "MLP"],
-            "what each head and MLP adds directly at the last position",
-            "logits",
-            xlabel="part of the layer",
-        )
+        columns = [f"head {head}" for head in range(self.heads.size(1))] + ["MLP"]
+        title = "what each head and MLP adds directly at the last position"
+        figure = figures.draw_heatmap(values, columns, title, "logits", xlabel="part of the layer")
         return figures.shown(figure, path)
 
 
@@ -301,7 +302,7 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     x = last_token(recorded["resid_post"])[-1]  # (C,)
     direction, reads = read_directly(model, ids, x, answer, other)
 
-    # Each head's columns of the output weights, read in that direction: what its z adds.
+    # Each head writes through its own columns of the output weights: z times what these say.
     out = torch.stack([reads @ block.attn.c_proj.weight for block in gpt.h])  # (L,C)
     attention_biases = torch.stack([block.attn.c_proj.bias for block in gpt.h])  # (L,C)
     mlp_biases = torch.stack([block.mlp.c_proj.bias for block in gpt.h])  # (L,C)
@@ -316,6 +317,7 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
         total=readout.logit_diff(model, x, direction),
     )
     if neurons is not None:
+        # They sum to their MLP without its bias, which would else be counted twice.
         of_neurons = reads @ gpt.h[neurons].mlp.c_proj.weight  # (C,) @ (C,4C) -> (4C,)
         parts.neurons = last_token(recorded["mlp_post"])[neurons] * of_neurons
         parts.mlps[neurons] = 0
@@ -324,7 +326,8 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
 
 def last_token(layers):
     """(L,...): the last token's part of {layer: tensor (1,...,T,.)}."""
-    return torch.stack([tensor[0, ..., -1, :] for tensor in layers.values()])
+    rows = [tensor[0, ..., -1, :] for tensor in layers.values()]
+    return torch.stack(rows)
 
 
 def read_directly(model, ids, x, answer, other=None):
@@ -339,5 +342,6 @@ def read_directly(model, ids, x, answer, other=None):
     direction = readout.answer_direction(model, answer_id, other_id)[0]
     # With its scale held, the norm takes off the mean, divides, and multiplies by its weight.
     reads = direction * ln_f.weight
-    reads = (reads - reads.mean()) / (x.var(correction=0) + ln_f.eps).sqrt()
+    scale = (x.var(correction=0) + ln_f.eps).sqrt()
+    reads = (reads - reads.mean()) / scale
     return direction, reads.to(x.dtype)

@@ -69,7 +69,7 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
     layer, neurons = _check_neurons(model, layer, neuron)
     if k < 1 or around < 0:
         raise ValueError(f"k must be at least 1 and around at least 0, got {k} and {around}")
-    best = [[] for _ in neurons]
+    examples = {(layer, number): [] for number in neurons}
     # What a window must exceed to come among the best; -inf until there are k.
     bars = torch.full((len(neurons),), -torch.inf, dtype=torch.float64)
     for _, windows, acts in _mlp_post(model, texts, [layer]):
@@ -78,13 +78,14 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
         for window, piece in zip(windows, pieces):
             is_better = piece.amax(0) > bars  # (T,N) -> (N,)
             for n in is_better.nonzero()[:, 0].tolist():
-                best[n].append(_example(model, window, piece[:, n], around))
+                best = examples[layer, neurons[n]]
+                best.append(_example(model, window, piece[:, n], around))
                 # Sorting keeps the order of equals, so the earlier stays before the later.
-                best[n].sort(key=lambda example: -example.activation)
-                del best[n][k:]
-                if len(best[n]) == k:
-                    bars[n] = best[n][-1].activation
-    return TopExamples({(layer, number): best[n] for n, number in enumerate(neurons)})
+                best.sort(key=lambda example: -example.activation)
+                del best[k:]
+                if len(best) == k:
+                    bars[n] = best[-1].activation
+    return TopExamples(examples)
 
 
 def _example(model, window, activations, around):
@@ -125,9 +126,11 @@ def activation_stats(model, texts):
     active = torch.zeros_like(total)
     tokens = 0
     for layer, _, acts in _mlp_post(model, texts, range(L)):
-        # Apple's GPU has no fp64.
-        acts = acts.cpu().double() if acts.device.type == "mps" else acts.double()
-        total[layer] += acts.sum(0).cpu()  # (tokens,4C) -> (4C,)
+        # Sums of squares in fp32 would lose the variance of a neuron with a large mean.
+        if acts.device.type == "mps":  # which has no fp64
+            acts = acts.cpu()
+        acts = acts.double()  # (tokens,4C)
+        total[layer] += acts.sum(0).cpu()
         squares[layer] += (acts**2).sum(0).cpu()
         active[layer] += (acts > 0).sum(0).cpu()
         if layer == 0:
@@ -166,8 +169,10 @@ def neuron_logit_weights(model, layer, neuron, k=10):
     out = block.mlp.c_proj.weight[:, neuron]  # (C,)
     normed = (out - out.mean()) * model.transformer.ln_f.weight
     logits = (rows - rows.mean(0)) @ normed  # (V,C) @ (C,) -> (V,)
+    # What the neuron would read of each token, if nothing else were in the stream.
     embedded = block.ln_2(model.transformer.wte.weight)  # (V,C)
-    matches = embedded @ block.mlp.c_fc.weight[neuron] + block.mlp.c_fc.bias[neuron]  # (V,)
+    c_fc = block.mlp.c_fc
+    matches = embedded @ c_fc.weight[neuron] + c_fc.bias[neuron]  # (V,C) @ (C,) -> (V,)
     return LogitWeights(
         promotes=_extremes(model, logits, k),
         suppresses=_extremes(model, logits, k, largest=False),
@@ -223,7 +228,9 @@ def important_neurons(model, text, answer, other=None, k=10):
     acts = last_token(recorded["mlp_post"])  # (L,4C)
     direct = acts * torch.stack(weights)  # (L,4C)
 
-    top = direct.abs().flatten().topk(min(k, direct.numel())).indices
+    # Of all neurons the direct part is known; an ablation is a run, so only the k largest get one.
+    count = min(k, direct.numel())
+    top = direct.abs().flatten().topk(count).indices
     neurons = [divmod(number, acts.size(1)) for number in top.tolist()]
     # One run each: neurons of one MLP that are removed together could stand in for each other.
     ends = [_ablated_end(model, ids, layer, neuron) for layer, neuron in neurons]
@@ -236,7 +243,10 @@ def important_neurons(model, text, answer, other=None, k=10):
 
 
 def _ablated_end(model, ids, layer, neuron):
-    """(C,): the last token's final residual vector of a run in which the neuron is 0."""
+    """(C,): the last token's final residual vector of a run in which the neuron is 0.
+
+    At every position: later tokens read what it wrote at the earlier ones.
+    """
 
     def without_neuron(acts):
         acts[..., neuron] = 0
@@ -256,6 +266,7 @@ def _check_neurons(model, layer, neurons):
 
 
 def _check_numbers(name, numbers, size):
+    """ValueError unless there are numbers, all of them ints from 0 to size - 1."""
     is_there = [type(as_int(n)) is int and 0 <= n < size for n in numbers]
     if not numbers or not all(is_there):
         raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
@@ -271,6 +282,7 @@ def _mlp_post(model, texts, layers):
     runs.check_model(model)
     recorded = {}
 
+    # No longer kept than until the next block writes its own.
     def tap(site, x):
         if site == "mlp_post":
             recorded[site] = x
@@ -280,7 +292,7 @@ def _mlp_post(model, texts, layers):
         rows = [window.ids for window in windows]
         ids = pad_sequence(rows, batch_first=True, padding_value=-1)  # (B,T)
         ids = ids.to(model.lm_head.weight.device)
-        is_token = ids >= 0
+        is_token = ids >= 0  # the padding is -1
         positions = model.transformer.wpe.weight[: ids.size(1)]  # (T,C)
         x = model.transformer.wte(ids.clamp(min=0)) + positions  # (B,T,C)
         for layer, block in enumerate(model.transformer.h[: max(layers) + 1]):
@@ -291,6 +303,8 @@ def _mlp_post(model, texts, layers):
 
 
 class Window(NamedTuple):
+    """As many tokens of a text as the model takes at once, or what is left of it."""
+
     text: int  # the text's number
     start: int  # the position of its first token in the text
     ids: Tensor  # (T,)
@@ -299,18 +313,17 @@ class Window(NamedTuple):
 def _batches(model, texts):
     """Lists of windows that run together: at most AT_ONCE tokens, or a single window."""
     batch = []
-    longest = 0
+    longest = 0  # length of a window in the batch, to which the others are padded
     for window in _windows(model, texts):
         longest = max(longest, len(window.ids))
+        # The padding counts too: it is computed as the tokens are.
         if batch and (len(batch) + 1) * longest > AT_ONCE:
             yield batch
             batch = []
             longest = len(window.ids)
         batch.append(window)
     if not batch:
-        raise ValueError(
-            "the texts have no tokens; mind that a generator gives its texts only once"
-        )
+        raise ValueError("the texts have no tokens; a generator gives its texts only once")
     yield batch
 
 
@@ -326,11 +339,11 @@ def _windows(model, texts):
 def _ids_of_text(model, text, number):
     """Ids (T,) of a text, or of ids in a list or tensor; (0,) where it is empty."""
     ids = tokenizer_of(model).encode(text) if isinstance(text, str) else text
-    ids = torch.as_tensor(ids, device="cpu")
-    last = model.config.vocab_size - 1
-    # An empty list becomes a tensor of floats, so the numbers are looked at one by one.
-    if ids.ndim != 1 or not all(type(i) is int and 0 <= i <= last for i in ids.tolist()):
+    ids = torch.as_tensor(ids, device="cpu")  # where windows wait for their batch
+    V = model.config.vocab_size
+    # The numbers and not the dtype are looked at, since an empty list becomes a tensor of floats.
+    if ids.ndim != 1 or not all(type(i) is int and 0 <= i < V for i in ids.tolist()):
         raise ValueError(
-            f"text {number} must be a text, or ids (T,) from 0 to {last}; got {text!r:.80}"
+            f"text {number} must be a text, or ids (T,) from 0 to {V - 1}; got {text!r:.80}"
         )
     return ids.long()
