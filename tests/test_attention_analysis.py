@@ -1,4 +1,7 @@
-"""Patterns against transformers; scores against TransformerLens, loops and hand-built heads; the page in a browser."""
+"""Patterns against transformers; scores against TransformerLens, loops and hand-built heads.
+
+The page in a browser.
+"""
 
 import json
 import math
@@ -89,16 +92,15 @@ def test_stats_are_those_of_a_loop_over_the_weights():
                 "previous_token": sum(w for q, k, w in weights if k == q - 1) / (T - 1),
                 "largest": max(w for q, _, w in weights if q > 0),
             }
-            assert stats.keys() == expected.keys()
+            assert vars(stats).keys() == expected.keys()
             for name, value in expected.items():
-                assert stats[name].shape == (L, H)
-                assert stats[name][layer, head].item() == pytest.approx(value, abs=1e-12), name
+                measured = getattr(stats, name)
+                assert measured.shape == (L, H)
+                assert measured[layer, head].item() == pytest.approx(value, abs=1e-12), name
     alone = compute_attention_stats(model, ids[:, :1])
-    assert (
-        alone["previous_token"].eq(0).all()
-        and alone["largest"].eq(1).all()
-        and alone["entropy"].eq(0).all()
-    )
+    assert alone.previous_token.eq(0).all()
+    assert alone.largest.eq(1).all()
+    assert alone.entropy.eq(0).all()
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +351,7 @@ def test_figures_show_the_weights_with_the_tokens_on_both_axes(suffix, tmp_path)
 
 
 def boxes(figure):
-    """Where the labels of the x axis, of the y axis, and all other writing are drawn, and the whole figure."""
+    """Where the labels of the x axis, of the y axis, other writing, and the figure are drawn."""
     canvas, (axes, bar) = FigureCanvasAgg(figure), figure.axes
     figure.dpi = 40
     canvas.draw()
@@ -441,7 +443,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
     def shown():
-        """What the chips say: one weight each, of the chosen token to those before it or from those after."""
+        """What the chips say: a weight each, of the chosen token to earlier or from later ones."""
         return [chip.find_element(By.TAG_NAME, "small").text for chip in find("#tokens button")]
 
     def expected(layer, head, token):
@@ -459,7 +461,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
 
     assert find("#text")[0].text == HOSTILE and not find("img") and browser.title == "Attention"
     assert find("#tokens button")[0].text.startswith(f"0 {HOSTILE}")
-    assert find("#name")[0].text == "Layer 1, head 2" and len(find("#heads button")) == 6
+    assert find("#name")[0].text == "Head 1.2" and len(find("#heads button")) == 6
     assert about(shown(), expected(1, 2, len(HOSTILE) - 1))
 
     ActionChains(browser).move_to_element(find("#tokens button")[4]).perform()
@@ -468,10 +470,10 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
     assert float(first[0]) == pytest.approx(weights[1, 2, 4].max().item(), abs=0.0011)
 
     find("#heads button")[1].click()
-    assert find("#name")[0].text == "Layer 0, head 1" and about(shown(), expected(0, 1, 4))
+    assert find("#name")[0].text == "Head 0.1" and about(shown(), expected(0, 1, 4))
 
     find("#heads button")[1].send_keys(Keys.ARROW_DOWN)  # the same head of the next layer
-    assert find("#name")[0].text == "Layer 1, head 1"
+    assert find("#name")[0].text == "Head 1.1"
     browser.switch_to.active_element.send_keys(
         Keys.TAB
     )  # from the heads to the tokens, at the chosen one

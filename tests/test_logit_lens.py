@@ -1,5 +1,8 @@
-"""The lens against transformers' hidden states through its own norm and output matrix; attribution against its sum,
-TransformerLens's numbers and runs that leave a part out of the last stream."""
+"""The lens against transformers' hidden states through its own norm and output matrix.
+
+Attribution against its sum, TransformerLens's numbers and runs that leave a part out of the last
+stream.
+"""
 
 import json
 import math
@@ -162,10 +165,9 @@ def test_a_hand_built_model_makes_up_its_mind_at_the_layer_where_its_mlp_writes_
     assert found.ids[:2, :, 0].equal(IDS.expand(2, -1)) and (found.ids[2:] == 7).all()
     convergence = measure_convergence(model, IDS)
     expected = torch.where(IDS[0] == 7, 0, 2)
-    assert convergence["layer"].equal(expected) and convergence["kl_layer"].equal(
-        torch.full((T,), 2)
-    )
-    assert convergence["probability"].equal(found.probability[expected, range(T), 0])
+    assert convergence.layer.equal(expected)
+    assert convergence.kl_layer.equal(torch.full((T,), 2))
+    assert convergence.probability.equal(found.probability[expected, range(T), 0])
 
 
 @pytest.mark.parametrize("threshold", [0.1, 1.0, 0])
@@ -179,8 +181,8 @@ def test_convergence_is_found_as_by_going_down_from_the_top(threshold):
                 layer -= 1
             while kl_layer > 0 and found.kl[kl_layer - 1, t] < threshold:
                 kl_layer -= 1
-            assert (convergence["layer"][t], convergence["kl_layer"][t]) == (layer, kl_layer)
-            assert convergence["probability"][t] == found.probability[layer, t, 0]
+            assert (convergence.layer[t], convergence.kl_layer[t]) == (layer, kl_layer)
+            assert convergence.probability[t] == found.probability[layer, t, 0]
 
 
 def test_the_bigram_divergence_is_that_of_counting_pair_by_pair():
@@ -235,23 +237,21 @@ def test_two_texts_side_by_side_and_where_they_part():
     alone = [analyze(model, text) for text in texts]
     for t in range(-6, 0):
         differ = [l for l in range(L) if alone[0].ids[l, t, 0] != alone[1].ids[l, t, 0]]
-        assert found["layer"][t] == (differ[0] if differ else L)
-    lines = found["table"].splitlines()
+        assert found.layer[t] == (differ[0] if differ else L)
+    lines = found.table.splitlines()
     assert len(lines) == L + 1 and lines[0].split() == ["layer", "at", "'d'", "at", "'d'"]
     for layer, line in enumerate(lines[1:]):
-        assert line.startswith(f"{layer} ") and all(
-            repr(each.top[layer][-1][0]) in line for each in alone
-        )
-        assert line.endswith("<- apart") == (layer == found["layer"][-1])
-    same = compare_predictions(model, ["abcx", "abcy", "abcz"])["layer"]
+        assert line.startswith(f"{layer} ")
+        assert all(repr(each.top[layer][-1][0]) in line for each in alone)
+        assert line.endswith("<- apart") == (layer == found.layer[-1])
+    same = compare_predictions(model, ["abcx", "abcy", "abcz"]).layer
     assert same[:3].tolist() == [L] * 3 and same[3] < L  # attention looks only backwards
     with torch.no_grad():  # now each token is by itself
         model.transformer.wpe.weight.zero_()
         for block in model.transformer.h:
             block.attn.c_proj.weight.zero_()
-    by_itself = compare_predictions(model, texts)[
-        "layer"
-    ]  # from the end only "b" and "e" are not the same
+    # from the end only "b" and "e" are not the same
+    by_itself = compare_predictions(model, texts).layer
     assert by_itself[[0, 1, 2, 3, 5]].tolist() == [L] * 5 and by_itself[4] < L
 
 
@@ -263,20 +263,19 @@ def test_the_parts_sum_to_the_whole_on_every_shape(pair):
         for other, whole in ((None, logits[3]), (5, logits[3] - logits[5])):
             for neurons in (None, layer):
                 found = logit_attribution(model, IDS, 3, other, neurons)
-                total = found.pop("total")
-                torch.testing.assert_close(total, whole, rtol=0, atol=1e-4)
-                torch.testing.assert_close(
-                    sum(x.sum() for x in found.values()), whole, rtol=0, atol=1e-4
-                )
-                assert found["heads"].shape == (model.config.n_layer, model.config.n_head)
-        mlp = logit_attribution(model, IDS, 3, 5)["mlps"][layer]
-        assert found["neurons"].shape == (model.config.n_inner,) and found["mlps"][layer] == 0
-        torch.testing.assert_close(found["neurons"].sum(), mlp, rtol=0, atol=1e-4)
+                torch.testing.assert_close(found.total, whole, rtol=0, atol=1e-4)
+                parts = [x for name, x in vars(found).items() if name != "total" and x is not None]
+                assert len(parts) == (7 if neurons is None else 8)
+                torch.testing.assert_close(sum(x.sum() for x in parts), whole, rtol=0, atol=1e-4)
+                assert found.heads.shape == (model.config.n_layer, model.config.n_head)
+        mlp = logit_attribution(model, IDS, 3, 5).mlps[layer]
+        assert found.neurons.shape == (model.config.n_inner,) and found.mlps[layer] == 0
+        torch.testing.assert_close(found.neurons.sum(), mlp, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
 def test_each_part_is_what_leaving_it_out_of_the_last_stream_takes_away():
-    """By the definition, at the held scale: the logit of the stream less that of the stream without the part."""
+    """By the definition, at the held scale: the stream's logit less that of it without the part."""
     model = make_model().double()
     gpt = model.transformer
     found = logit_attribution(model, IDS, 3, 5, neurons=1)
@@ -291,22 +290,22 @@ def test_each_part_is_what_leaving_it_out_of_the_last_stream_takes_away():
         differences = logits[:, 3] - logits[:, 5]
         return differences[0] - differences[1]
 
-    torch.testing.assert_close(found["embedding"], lost(gpt.wte.weight[IDS[0, -1]]))
-    torch.testing.assert_close(found["position"], lost(gpt.wpe.weight[T - 1]))
+    torch.testing.assert_close(found.embedding, lost(gpt.wte.weight[IDS[0, -1]]))
+    torch.testing.assert_close(found.position, lost(gpt.wpe.weight[T - 1]))
     for l, block in enumerate(gpt.h):
         for h in range(H):
             z = torch.zeros(H, D).double()
             z[h] = kept["z"][l][0, h, -1]
             part = F.linear(z.flatten(), block.attn.c_proj.weight)
-            torch.testing.assert_close(found["heads"][l, h], lost(part))
-        torch.testing.assert_close(found["attention_biases"][l], lost(block.attn.c_proj.bias))
-        torch.testing.assert_close(found["mlp_biases"][l], lost(block.mlp.c_proj.bias))
+            torch.testing.assert_close(found.heads[l, h], lost(part))
+        torch.testing.assert_close(found.attention_biases[l], lost(block.attn.c_proj.bias))
+        torch.testing.assert_close(found.mlp_biases[l], lost(block.mlp.c_proj.bias))
         if l != 1:
             part = kept["mlp_out"][l][0, -1] - block.mlp.c_proj.bias
-            torch.testing.assert_close(found["mlps"][l], lost(part))
+            torch.testing.assert_close(found.mlps[l], lost(part))
     for n in range(13):
         part = kept["mlp_post"][1][0, -1, n] * gpt.h[1].mlp.c_proj.weight[:, n]
-        torch.testing.assert_close(found["neurons"][n], lost(part))
+        torch.testing.assert_close(found.neurons[n], lost(part))
 
 
 @torch.no_grad()
@@ -317,14 +316,15 @@ def test_the_parts_are_transformer_lenss():
     found = logit_attribution(
         checkpoint(), torch.tensor([expected["ids"]]), expected["answer"], expected["other"]
     )
-    ours = {  # TransformerLens counts an MLP with its bias, and the attention layers' biases together
-        "heads": found["heads"],
-        "mlps": found["mlps"] + found["mlp_biases"],
-        "bias": found["attention_biases"].sum(),
-        "embed": found["embedding"],
-        "pos_embed": found["position"],
-        "final_bias": found["final_bias"],
-        "total": found["total"],
+    # TransformerLens counts an MLP with its bias, and the attention layers' biases together
+    ours = {
+        "heads": found.heads,
+        "mlps": found.mlps + found.mlp_biases,
+        "bias": found.attention_biases.sum(),
+        "embed": found.embedding,
+        "pos_embed": found.position,
+        "final_bias": found.final_bias,
+        "total": found.total,
     }
     for name, value in ours.items():
         torch.testing.assert_close(value, torch.tensor(expected[name]), rtol=0, atol=1e-4)
@@ -343,7 +343,7 @@ def test_texts_and_ids_are_read_alike_and_nothing_is_left_changed():
     assert found.top[1][2] == model.tokenizer.tokens(found.ids[1, 2])
     one = logit_attribution(model, "abc", "d", "e", 0)
     other = logit_attribution(model, model.tokenizer("abc"), *model.tokenizer.encode("de"), 0)
-    assert all(one[name].equal(other[name]) for name in one)
+    assert all(part.equal(getattr(other, name)) for name, part in vars(one).items())
     assert (
         torch.get_rng_state().equal(before)
         and model.last_token_logits is kept
@@ -391,6 +391,7 @@ def test_the_grid_has_the_top_tokens_in_its_cells_and_the_quantity_as_colours(qu
     assert words == {
         (t, l): repr(found.top[l][t][0])[1:-1][:10] for l in range(L) for t in range(5)
     }
+    assert axes.images[0].origin == "upper"  # layer 0 is the top row
     assert [label.get_text() for label in axes.get_xticklabels()] == [
         "0 a",
         "1 $",
@@ -426,15 +427,13 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
     cells = browser.find_elements(By.CSS_SELECTOR, "tbody td")
     assert len(cells) == L * len(text) and not browser.find_elements(By.TAG_NAME, "img")
     assert panel()[1] == expected(L - 1, len(text) - 1)
-    ActionChains(browser).move_to_element(cells[2]).perform()  # the first row is the last layer
+    ActionChains(browser).move_to_element(cells[2]).perform()  # the first row is layer 0
     where, shares = panel()
-    assert where.startswith(f'Layer {L - 1}, position 2, input "s"') and shares == expected(
-        L - 1, 2
-    )
+    assert where.startswith('Layer 0, position 2, input "s"') and shares == expected(0, 2)
     browser.execute_script("arguments[0].focus()", cells[2])
     ActionChains(browser).send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT).perform()
     where, shares = panel()
-    assert where.startswith(f"Layer {L - 2}, position 3") and shares == expected(L - 2, 3)
+    assert where.startswith("Layer 1, position 3") and shares == expected(1, 3)
     old = cells[0].value_of_css_property("background-color")
     browser.find_element(By.CSS_SELECTOR, "option[value=probability]").click()
     assert cells[0].value_of_css_property("background-color") != old
@@ -447,5 +446,6 @@ def test_the_parts_of_a_logit_are_drawn_with_every_head_and_mlp(tmp_path):
     axes = parts.plot(tmp_path / "parts.svg").axes[0]
     shown = torch.as_tensor(axes.images[0].get_array())
     assert shown.shape == (model.config.n_layer, model.config.n_head + 1)
-    assert shown[1, 0] == parts["heads"][1, 0].item() and shown[1, -1] == parts["mlps"][1].item()
+    assert shown[1, 0] == parts.heads[1, 0].item() and shown[1, -1] == parts.mlps[1].item()
+    assert axes.images[0].origin == "upper"  # layer 0 is the top row
     assert (tmp_path / "parts.svg").exists()

@@ -1,7 +1,11 @@
-"""Neurons against full sorts and sums of all activations, neurons built by hand, and runs of the public forward."""
+"""Neurons against full sorts and sums of all activations, and runs of the public forward.
+
+And against neurons built by hand.
+"""
 
 import gc
 import re
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -84,20 +88,16 @@ def test_the_examples_are_those_of_a_full_sort(k, around, at_once, monkeypatch):
     monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
     model, texts, neurons = make_model(), make_texts(), [5, 0, 12, 7]
     result = top_activating_examples(model, 2, neurons, (text for text in texts), k, around)
-    assert list(result) == [(2, neuron) for neuron in neurons]
+    assert list(result.examples) == [(2, neuron) for neuron in neurons]
     for neuron in neurons:
         expected = by_full_sort(model, 2, neuron, texts, k, around)
         assert len(result[2, neuron]) == len(expected) == min(k, len(windows_of(texts)))
         for found, right in zip(result[2, neuron], expected):
-            assert found[1:5] == right[1:5]
-            assert (
-                found.activation
-                == found.activations[found.peak]
-                == pytest.approx(right[0], abs=1e-12)
-            )
-            assert found.activations == pytest.approx(
-                right[5], abs=1e-12
-            )  # fp64: sums in another order
+            assert astuple(found)[1:5] == right[1:5]
+            assert found.activation == found.activations[found.peak]
+            assert found.activation == pytest.approx(right[0], abs=1e-12)
+            # fp64: sums in another order
+            assert found.activations == pytest.approx(right[5], abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -200,7 +200,7 @@ def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
         (3, 7, "7"),
     ]
     weights = neuron_logit_weights(model, layer, neuron, k=1)
-    assert weights["promotes"][0][0] == str(written) and weights["matches"][0][0] == str(read)
+    assert weights.promotes[0][0] == str(written) and weights.matches[0][0] == str(read)
     important = important_neurons(model, torch.tensor([[0, 1, read]]), written, read, k=3)
     assert (
         important.neurons[0] == (layer, neuron)
@@ -208,8 +208,8 @@ def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
         and (important.direct[1:] == 0).all()
     )
     stats = activation_stats(model, texts)
-    assert stats["dead"].sum() == L * N - 1 and not stats["dead"][layer, neuron]
-    assert stats["active"][layer, neuron] == 2 / 15
+    assert stats.dead.sum() == L * N - 1 and not stats.dead[layer, neuron]
+    assert stats.active[layer, neuron] == 2 / 15
 
 
 # Statistics
@@ -223,17 +223,13 @@ def test_the_statistics_are_those_of_all_activations_together(at_once, monkeypat
         [activations(model, ids) for _, _, ids in windows_of(texts)], 1
     )  # (L,tokens,N)
     stats = activation_stats(model, iter(texts))
-    assert stats["tokens"] == acts.size(1) == sum(map(len, texts))
-    torch.testing.assert_close(stats["mean"], acts.mean(1), rtol=0, atol=1e-12)
-    torch.testing.assert_close(
-        stats["variance"], torch.var(acts, 1, correction=0), rtol=0, atol=1e-12
-    )
-    torch.testing.assert_close(stats["active"], (acts > 0).double().mean(1), rtol=0, atol=1e-12)
-    assert (
-        torch.equal(stats["dead"], ~(acts > 0).any(1))
-        and stats["dead"].any()
-        and not stats["dead"].all()
-    )
+    assert stats.tokens == acts.size(1) == sum(map(len, texts))
+    torch.testing.assert_close(stats.mean, acts.mean(1), rtol=0, atol=1e-12)
+    variance = torch.var(acts, 1, correction=0)
+    torch.testing.assert_close(stats.variance, variance, rtol=0, atol=1e-12)
+    torch.testing.assert_close(stats.active, (acts > 0).double().mean(1), rtol=0, atol=1e-12)
+    assert torch.equal(stats.dead, ~(acts > 0).any(1))
+    assert stats.dead.any() and not stats.dead.all()
 
 
 def test_the_variance_holds_where_the_mean_is_a_thousand_deviations():
@@ -245,10 +241,10 @@ def test_the_variance_holds_where_the_mean_is_a_thousand_deviations():
     acts = torch.cat([activations(model, ids) for _, _, ids in windows_of(texts)], 1).double()
     expected = torch.var(acts, 1, correction=0)
     assert (acts.mean(1) / expected.sqrt()).min() > 200
-    # the fp32 activations themselves are known to 6e-5 at 1000, so their variance of about 1 to some 1e-4
-    torch.testing.assert_close(
-        activation_stats(model, texts)["variance"], expected, rtol=1e-3, atol=0
-    )
+    # the fp32 activations themselves are known to 6e-5 at 1000, so their variance of about 1 to
+    # some 1e-4
+    variance = activation_stats(model, texts).variance
+    torch.testing.assert_close(variance, expected, rtol=1e-3, atol=0)
 
 
 # Weights
@@ -268,15 +264,15 @@ def test_the_logit_weights_are_the_slope_of_the_logits_at_a_fixed_scale():
     slope = slope - slope.mean()
     order = slope.argsort(descending=True).tolist()
     found = neuron_logit_weights(model, layer, neuron, k=4)
-    assert [token for token, _ in found["promotes"]] == [str(i) for i in order[:4]]
-    assert [token for token, _ in found["suppresses"]] == [str(i) for i in order[::-1][:4]]
-    for token, value in found["promotes"] + found["suppresses"]:
+    assert [token for token, _ in found.promotes] == [str(i) for i in order[:4]]
+    assert [token for token, _ in found.suppresses] == [str(i) for i in order[::-1][:4]]
+    for token, value in found.promotes + found.suppresses:
         assert value == pytest.approx(slope[int(token)].item(), abs=1e-12)
 
 
 def test_matches_are_mlp_pre_of_a_stream_that_is_the_embedding():
     model, layer, neuron = make_model(), 2, 9
-    found = dict(neuron_logit_weights(model, layer, neuron, k=99)["matches"])
+    found = dict(neuron_logit_weights(model, layer, neuron, k=99).matches)
     assert len(found) == V
     for token in range(V):
         alone = Patch(layer, 0, model.transformer.wte.weight[token], "resid_mid")
@@ -291,7 +287,10 @@ def test_matches_are_mlp_pre_of_a_stream_that_is_the_embedding():
 
 
 def frozen_read(model, ids, other):
-    """f(vector): what a part of the final stream adds to the logit (difference); by autograd, the scale detached."""
+    """f(vector): what a part of the final stream adds to the logit (difference).
+
+    By autograd, the scale detached.
+    """
     model(ids, store_activations=True)
     end = model.layer_activations[L - 1][0, -1].clone().requires_grad_()
     ln_f = model.transformer.ln_f
@@ -329,7 +328,8 @@ def test_the_ablations_are_those_of_the_public_forward():
         result = important_neurons(model, ids, RIGHT, other, k=7)
         intact = model(ids)[0][0, -1].detach()
         assert len(result.neurons) == len(result.ablation) == 7
-        for (layer, neuron), ablation, direct, apart in zip(*(result[i] for i in (0, 3, 2, 4))):
+        columns = (result.neurons, result.ablation, result.direct, result.disagree)
+        for (layer, neuron), ablation, direct, apart in zip(*columns):
             mask = torch.arange(N) != neuron
             ablated = model(
                 ids, patch_params=Patch(layer, None, lambda x, mask=mask: x * mask, "mlp_post")
@@ -352,7 +352,8 @@ def test_the_table_says_where_the_two_disagree():
     result = important_neurons(model, "abc", "d", "e", k=20)
     head, *rows = str(result).splitlines()
     assert head.split() == ["layer.neuron", "activation", "direct", "ablation"]
-    for row, (layer, neuron), *values, apart in zip(rows, *result):
+    columns = vars(result).values()
+    for row, (layer, neuron), *values, apart in zip(rows, *columns):
         at, *shown = row.split()
         assert at == f"{layer}.{neuron}" and shown[3:] == ["disagree"] * int(apart)
         assert [float(x) for x in shown[:3]] == pytest.approx([x.item() for x in values], abs=6e-4)
@@ -406,7 +407,7 @@ def test_nothing_of_the_callers_is_touched():
         (lambda m, t: activation_stats(m, torch.tensor([1, 2])), "text 0 must be"),
         (lambda m, t: activation_stats(m, [torch.tensor([0.5])]), "text 0 must be"),
         (lambda m, t: activation_stats(m.train(), t), "training mode"),
-        (lambda m, t: important_neurons(m.train(), t[:1], 1), "training mode"),
+        (lambda m, t: important_neurons(m.train(), t[0][None], 1), "training mode"),
         (lambda m, t: important_neurons(m, torch.stack([t[3], t[3]]), 1), "give one text"),
         (lambda m, t: important_neurons(m, t[3][None], 11), "no token"),
         (

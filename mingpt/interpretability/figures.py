@@ -1,14 +1,22 @@
-"""Pictures and tables on disk, each whole or not there at all."""
+"""Pictures, pages and tables on disk, each whole or not there at all.
+
+A heatmap is read from top to bottom, as the model runs: layer 0 is the top row.
+"""
 
 import csv
 import json
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
+
+import torch
+from torch.nn import functional as F
 
 from mingpt.common import atomic_write
 
 SUFFIXES = (".png", ".svg", ".pdf")
+MAX_INCHES = 60  # of a side: a larger picture is a file that nobody can open
 
 
 def check_output(path, suffixes=SUFFIXES):
@@ -30,74 +38,43 @@ def check_output(path, suffixes=SUFFIXES):
 
 def _try_writing(path):
     """ValueError if no file can be made beside path."""
+    # Asked by doing it: permissions do not tell of read-only disks and of folders such as /proc.
     probe = path.with_name(f".{path.name}.probe")
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder"
-        ) from error
+        reason = error.strerror or error
+        raise ValueError(f"cannot write {path}: {reason}; choose another folder") from error
 
 
 def token_labels(tokens):
-    """["0 Michelle", "1  Jones", ...]: position, a space, the token with line ends and the like written as escapes."""
-    return [f"{position} {repr(token)[1:-1]}" for position, token in enumerate(tokens)]
+    """["0 Michelle", "1  Jones", ...]: position, a space, the token as in visible_text."""
+    return [f"{position} {visible_text(token)}" for position, token in enumerate(tokens)]
 
 
-def draw_heatmap(values, columns, title, quantity, rows=None):
-    """The matplotlib Figure of values (rows, columns), row 0 at the bottom; red above 0, white at 0, blue below.
+def visible_text(token):
+    """The token with line ends and the like written as escapes."""
+    return repr(token)[1:-1]
 
-    title, quantity (of the colour bar) and the labels are shown to the letter. rows: "layer.head" labels; without
-    them the rows are the layers from 0.
+
+def draw_heatmap(values, columns, title, quantity, rows=None, xlabel="position and token"):
+    """The matplotlib Figure of values (rows, columns), row 0 at the top.
+
+    Colours: red above 0, white at 0, blue below. title, quantity (of the colour bar) and the labels
+    are shown to the letter. rows: "layer.head" labels; without them the rows are the layers from 0.
     """
     from matplotlib.colors import CenteredNorm
-    from matplotlib.figure import Figure
 
+    colours = {"cmap": "RdBu_r", "norm": CenteredNorm(0)}
+    figure = _draw_image(values, columns, title, quantity, rows, **colours)
+    figure.axes[0].set_xlabel(xlabel)
     height, width = values.shape
-    inches = (
-        min(max(6.4, 0.62 * width + 2.6), 60),
-        min(max(4.4, 0.34 * height + 2.6), 60),
-    )  # a picture must stay a file
-    figure = Figure(figsize=inches, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(
-        values.cpu().double().numpy(),
-        cmap="RdBu_r",
-        norm=CenteredNorm(0),
-        aspect="auto",
-        origin="lower",
-    )
-    for axis, labels, most in (
-        (axes.xaxis, columns, 95),
-        (axes.yaxis, rows or [*range(height)], 170),
-    ):
-        every = -(
-            -len(labels) // most
-        )  # where there are too many to read, every second, third ... is named
-        axis.set_ticks(range(0, len(labels), every), labels[::every])
-    axes.tick_params(axis="x", labelrotation=60)
-    for label in axes.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_xlabel("position and token")
-    axes.set_ylabel("layer.head" if rows else "layer")
-    axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
-    figure.colorbar(image).set_label(quantity, parse_math=False)
+    # In more cells than these the numbers would run into each other.
     if width <= 24 and height <= 60:
+        numbers = [f"{value:.1f}" for value in values.flatten().tolist()]
         dark = 0.6 * values.abs().max().item()
-        for row, cells in enumerate(values.tolist()):
-            for column, value in enumerate(cells):
-                colour = "white" if abs(value) > dark else "black"
-                axes.text(
-                    column,
-                    row,
-                    f"{value:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=colour,
-                    in_layout=False,
-                )
+        _write_in_cells(figure, values, numbers, dark, fontsize=7)
     return figure
 
 
@@ -115,8 +92,140 @@ def save_heatmap(values, tokens, title, quantity, path):
     return picture, table
 
 
+def draw_words(values, columns, words, title, quantity, largest):
+    """The matplotlib Figure of values (L,T) with a word in each cell, layer 0 at the top.
+
+    Colours: from white at 0 to dark blue at `largest`. words: L*T texts, a row after the other.
+    """
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": largest}
+    figure = _draw_image(values, columns, title, quantity, **colours)
+    figure.axes[0].set_xlabel("position and token")
+    # In more columns than these no word can be read.
+    if len(columns) <= 80:
+        _write_in_cells(figure, values, words, 0.7 * largest, fontsize=6.5)
+    return figure
+
+
+def _draw_image(values, columns, title, quantity, rows=None, **colours):
+    """A Figure of values as an image, row 0 at the top, with its ticks, title and colour bar.
+
+    rows: as in draw_heatmap. colours: what imshow takes as cmap and norm, or vmin and vmax.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = values.shape
+    # Large enough for the cells, and for the title where there are few of them.
+    across = max(6.4, 0.62 * width + 2.6)
+    down = max(4.4, 0.34 * height + 2.6)
+    inches = (min(across, MAX_INCHES), min(down, MAX_INCHES))
+    figure = Figure(inches, layout="constrained")
+    axes = figure.subplots()
+    numbers = values.cpu().double().numpy()
+    image = axes.imshow(numbers, aspect="auto", origin="upper", **colours)
+    _name_ticks(axes.xaxis, columns, 95)
+    _name_ticks(axes.yaxis, rows or list(range(height)), 170)
+    axes.set_ylabel("layer.head" if rows else "layer")
+    axes.tick_params(axis="x", labelrotation=60)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
+    figure.colorbar(image).set_label(quantity, parse_math=False)
+    return figure
+
+
+def _name_ticks(axis, labels, most):
+    """Put the labels at 0, 1, ...; of more than `most`, only every second, third ... is shown."""
+    count = len(labels)
+    step = -(-count // most)  # rounded up
+    axis.set_ticks(range(0, count, step), labels[::step])
+
+
+def _write_in_cells(figure, values, texts, dark, fontsize):
+    """Write texts into the cells of values (rows, columns), a row after the other.
+
+    White where the value is beyond `dark`, above or below 0, so that it is read on a dark cell.
+    """
+    axes = figure.axes[0]
+    height, width = values.shape
+    cells = product(range(height), range(width))
+    for (row, column), text in zip(cells, texts):
+        is_dark = values[row, column].abs() > dark
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            color="white" if is_dark else "black",
+            parse_math=False,
+            # They lie within the axes, so the layout need not ask for their sizes.
+            in_layout=False,
+        )
+
+
+def draw_patterns(patterns, labels, title):
+    """The matplotlib Figure of attention patterns (R,K,T,T), R rows of K, in one image.
+
+    labels: of the T tokens, on both axes. If there are several patterns, each is named "row.column"
+    in its upper right corner, which is empty: no token sees a later one.
+    """
+    from matplotlib.figure import Figure
+
+    R, K, T, _ = patterns.shape
+    tile = T + 1  # a pattern and the gap after it
+    future = torch.ones(T, T).triu(1).bool()
+    patterns = patterns.masked_fill(future, torch.nan)
+    tiles = F.pad(patterns, (0, 1, 0, 1), value=torch.nan)  # (R,K,tile,tile)
+    image = tiles.transpose(1, 2).reshape(R * tile, K * tile)
+    image = image[:-1, :-1].numpy()  # without the gaps at the edges
+    # Large enough to read where there are few patterns, and no larger than a picture may be.
+    cell = max(0.13, 4.5 / (K * T))  # inches
+    cell = min(cell, MAX_INCHES / (max(R, K) * tile))
+    inches = (cell * K * tile + 2.4, cell * R * tile + 1.6)
+    figure = Figure(inches, layout="compressed")
+    axes = figure.subplots()
+    axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
+    drawn = axes.imshow(image, "Blues", vmin=0, vmax=1)
+    _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
+    _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
+    axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
+    if R * K > 1:
+        _name_patterns(axes, R, K, tile, cell)
+    # In a tall picture of many patterns a bar of the whole height could not be seen at once.
+    shrink = min(1, 8 / figure.get_figheight())
+    bar = figure.colorbar(drawn, aspect=40, shrink=shrink)
+    bar.set_label("attention weight")
+    return figure
+
+
+def _name_tokens(axis, labels, panels, cell, rotation):
+    """Name the tokens of each of the panels along an axis; cell: its width in inches."""
+    # Where cells are too small for a label each, only every second, third ... token is named.
+    step = -int(-0.05 // cell)
+    T = len(labels)
+    places = []
+    for panel in range(panels):
+        first = panel * (T + 1)
+        places += range(first, first + T, step)
+    size = min(8, 64 * cell * step)
+    names = labels[::step] * panels
+    axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
+
+
+def _name_patterns(axes, R, K, tile, cell):
+    """Write "row.column" into the upper right corner of each of R x K tiles."""
+    size = min(14, 9 * cell * tile)
+    for row, column in product(range(R), range(K)):
+        corner = (column * tile + tile - 2, row * tile)
+        axes.text(*corner, f"{row}.{column}", ha="right", va="top", fontsize=size)
+
+
 def shown(figure, path=None):
-    """The figure; written to path (.png, .svg, .pdf) if there is one."""
+    """The figure, as it is; written to path (.png, .svg, .pdf) if there is one.
+
+    ValueError, as check_output, if it cannot be written.
+    """
     if path:
         check_output(path)
         with atomic_write(path) as temporary:
@@ -125,20 +234,23 @@ def shown(figure, path=None):
 
 
 def save_page(name, data, path):
-    """Write one self-contained page: pages/<name>.html with the data, which JSON can write, in the place of DATA."""
+    """Write one self-contained page: pages/<name>.html with data, as JSON, in the place of DATA."""
     check_output(path, (".html",))
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
-    for (
-        character
-    ) in "<>&":  # so that no text in the data can end the script element or begin another
+    # Escaped, so that no text in the data can end the script element or begin another.
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    page = (Path(__file__).parent / "pages" / f"{name}.html").read_text(encoding="utf-8")
+    folder = Path(__file__).parent / "pages"
+    page = (folder / f"{name}.html").read_text(encoding="utf-8")
     with atomic_write(path) as temporary:
         temporary.write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
 
 
 def save_figure(figure, path):
-    """Write the figure; the suffix of path decides the format. Says on stderr if the font lacks some characters."""
+    """Write the figure; the suffix of path decides the format.
+
+    Says on stderr if the font lacks some of the characters.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(path, dpi=150)
@@ -149,10 +261,13 @@ def save_figure(figure, path):
 
 
 def save_csv(values, columns, path, rows=None):
-    """Write values (rows, columns) in full precision: a header `layer,<columns>`, then each row after its label."""
+    """Write values (rows, columns) in full precision.
+
+    A header `layer,<columns>`, then each row after its label; layer 0 first.
+    """
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["layer", *columns])
-        table.writerows(
-            [row, *cells] for row, cells in zip(rows or range(len(values)), values.tolist())
-        )
+        labels = rows or range(len(values))
+        for label, cells in zip(labels, values.tolist()):
+            table.writerow([label, *cells])

@@ -48,6 +48,14 @@ def encode(model, inputs, name="input"):
     return ids.to(model.lm_head.weight.device)
 
 
+def encode_one(model, text):
+    """Ids (1,T) of one text, or ids (1,T) as they are; ValueError where there are several."""
+    ids = encode(model, text)
+    if len(ids) != 1:
+        raise ValueError(f"give one text at a time, got {len(ids)}: a text, or ids (1, T)")
+    return ids
+
+
 def token_texts(model, ids):
     """The texts of ids (T,), a list.
 

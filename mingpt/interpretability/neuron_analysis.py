@@ -1,233 +1,349 @@
 """What does a neuron answer to, and what does it do to the output?
 
-A neuron is one entry of mlp_post, after the activation function. Texts: a list or a generator, of texts or of ids; one
-that is longer than the block size is cut into windows, one after the other: each token is in exactly one, and sees
-nothing of the window before. Windows run together, padded on the right, where no token looks. Strong examples do not
-show that a neuron answers to nothing else (Bolukbasi et al. 2021, arXiv 2104.07143), nor that the model uses it.
-Sources: Geva et al. 2021 (2012.14913), examples; Geva et al. 2022 (2203.14680), output weights; Elhage et al. 2021
-(transformer-circuits.pub), direct contributions; Voita et al. 2023 (2309.04827), dead neurons.
+A neuron is one entry of mlp_post, after the activation function. Texts: a list or a generator, of
+texts or of ids. One that is longer than the block size is cut into windows, one after the other:
+each token is in exactly one, and sees nothing of the window before. Windows run together, padded on
+the right, where no token looks.
+
+Strong examples do not show that a neuron answers to nothing else (Bolukbasi et al. 2021, arXiv
+2104.07143), nor that the model uses it.
+Sources: Geva et al. 2021 (2012.14913), examples; Geva et al. 2022 (2203.14680), output weights;
+Elhage et al. 2021 (transformer-circuits.pub), direct contributions; Voita et al. 2023 (2309.04827),
+dead neurons.
 """
 
-from collections import namedtuple
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from mingpt.interpretability import figures, runs
-from mingpt.interpretability.inputs import encode, token_texts
-from mingpt.interpretability.logit_lens import read_directly
+from mingpt.interpretability import figures, readout, runs
+from mingpt.interpretability.inputs import encode_one, token_texts, tokenizer_of
+from mingpt.interpretability.logit_lens import last_token, read_directly
 from mingpt.sites import Patch, as_int
 
-AT_ONCE = 1024  # tokens that run together, padding included, which bounds the memory; a single window is never cut
-Example = namedtuple(
-    "Example", "activation text position peak tokens activations"
-)  # see top_activating_examples
+# Tokens that run together, padding included. It bounds the memory; a single window is never cut.
+AT_ONCE = 1024
 
 
-class TopExamples(dict):
-    """{(layer, neuron): [Example, the strongest first]}"""
+@dataclass
+class Example:
+    """A window of a text in which a neuron is large."""
+
+    activation: float  # the largest in the window
+    text: int  # which text it is, counted from 0
+    position: int  # where in the text the largest is, counted from 0
+    peak: int  # where in tokens it is
+    tokens: list  # texts: the one of the largest activation, and some to each side
+    activations: list  # of these tokens
+
+
+@dataclass
+class TopExamples:
+    """The strongest examples of neurons; top[layer, neuron] is the list of one neuron's."""
+
+    examples: dict  # {(layer, neuron): [Example, ...]}, the strongest first
+
+    def __getitem__(self, neuron):
+        return self.examples[neuron]
 
     def plot(self, path):
         """Write a page (.html) of the examples, their tokens shaded by activation."""
-        figures.save_page("neurons", [[*neuron, found] for neuron, found in self.items()], path)
+        data = []
+        for (layer, neuron), examples in self.examples.items():
+            rows = [asdict(example) for example in examples]
+            data.append({"neuron": f"{layer}.{neuron}", "examples": rows})
+        figures.save_page("neurons", data, path)
 
 
 @torch.no_grad()
 def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
-    """TopExamples of a neuron, or of a list of them: the k windows where it is largest; of equals the earlier.
+    """TopExamples of a neuron, or of a list of them: the k windows where it is largest.
 
-    An Example: activation, the largest in the window; text and position, where that token is, counted from 0; tokens,
-    up to `around` to each side of it, and activations, theirs; peak, its index among them. Cost: one pass over the
-    texts, up to this layer; memory does not grow with them.
+    Of equals the earlier. around: so many tokens to each side of the largest are shown.
+    Cost: one pass over the texts, up to this layer; memory does not grow with them.
     """
-    layer, neurons = _checked(model, layer, neuron)
+    layer, neurons = _check_neurons(model, layer, neuron)
     if k < 1 or around < 0:
         raise ValueError(f"k must be at least 1 and around at least 0, got {k} and {around}")
-    best, least = (
-        [[] for _ in neurons],
-        torch.full((len(neurons),), -torch.inf, dtype=torch.float64),
-    )
+    examples = {(layer, number): [] for number in neurons}
+    # What a window must exceed to come among the best; -inf until there are k.
+    bars = torch.full((len(neurons),), -torch.inf, dtype=torch.float64)
     for _, windows, acts in _mlp_post(model, texts, [layer]):
-        for (text, start, ids), rows in zip(
-            windows, acts[:, neurons].cpu().split([len(ids) for *_, ids in windows])
-        ):
-            peaks, at = rows.max(0)  # (T,N) -> (N,)
-            for n in (peaks > least).nonzero()[:, 0].tolist():
-                peak, first = at[n].item(), max(0, at[n].item() - around)
-                shown = (
-                    token_texts(model, ids[first : peak + around + 1]),
-                    rows[first : peak + around + 1, n].tolist(),
-                )
-                found = [
-                    *best[n],
-                    Example(peaks[n].item(), text, start + peak, peak - first, *shown),
-                ]
-                best[n] = sorted(found, key=lambda example: -example.activation)[:k]
-                least[n] = best[n][-1].activation if len(best[n]) == k else -torch.inf
-    return TopExamples(zip([(layer, n) for n in neurons], best))
+        lengths = [len(window.ids) for window in windows]
+        pieces = acts[:, neurons].cpu().split(lengths)  # (T,N) of each window
+        for window, piece in zip(windows, pieces):
+            is_better = piece.amax(0) > bars  # (T,N) -> (N,)
+            for n in is_better.nonzero()[:, 0].tolist():
+                best = examples[layer, neurons[n]]
+                best.append(_example(model, window, piece[:, n], around))
+                # Sorting keeps the order of equals, so the earlier stays before the later.
+                best.sort(key=lambda example: -example.activation)
+                del best[k:]
+                if len(best) == k:
+                    bars[n] = best[-1].activation
+    return TopExamples(examples)
+
+
+def _example(model, window, activations, around):
+    """The Example of a window with the activations (T,) of one neuron."""
+    peak = activations.argmax().item()
+    first = max(0, peak - around)
+    shown = slice(first, peak + around + 1)
+    return Example(
+        activation=activations[peak].item(),
+        text=window.text,
+        position=window.start + peak,
+        peak=peak - first,
+        tokens=token_texts(model, window.ids[shown]),
+        activations=activations[shown].tolist(),
+    )
+
+
+@dataclass
+class ActivationStats:
+    """How often and how much every neuron is active, over all tokens of the texts."""
+
+    mean: Tensor  # (L,n_inner)
+    variance: Tensor  # (L,n_inner), the mean squared distance from the mean
+    active: Tensor  # (L,n_inner), the share of the tokens with a value above 0
+    dead: Tensor  # (L,n_inner), whether there is no such token
+    tokens: int  # how many there were
 
 
 @torch.no_grad()
 def activation_stats(model, texts):
-    """{"mean", "variance", "active", "dead"} of every neuron over all tokens of the texts, (L, n_inner); and "tokens".
+    """ActivationStats of all neurons.
 
-    variance: the mean squared distance from the mean. active: the share of the tokens with a value above 0. dead: there
-    is none. tokens: how many there were. Cost: one pass over the texts; memory does not grow with them (fp64 sums).
+    Cost: one pass over the texts; memory does not grow with them, since only sums are kept.
     """
-    sums, n = torch.zeros(3, model.config.n_layer, model.config.n_inner, dtype=torch.float64), 0
-    for layer, _, acts in _mlp_post(model, texts, range(model.config.n_layer)):
-        acts = acts.cpu().double() if acts.device.type == "mps" else acts.double()  # (tokens,4C)
-        sums[:, layer] += torch.stack([x.sum(0) for x in (acts, acts**2, acts > 0)]).cpu()
-        n += len(acts) if layer == 0 else 0
-    mean, square, active = sums / n
-    return {
-        "mean": mean,
-        "variance": (square - mean**2).clamp(0),
-        "active": active,
-        "dead": active == 0,
-        "tokens": n,
-    }
+    L = model.config.n_layer
+    total = torch.zeros(L, model.config.n_inner, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    active = torch.zeros_like(total)
+    tokens = 0
+    for layer, _, acts in _mlp_post(model, texts, range(L)):
+        # Sums of squares in fp32 would lose the variance of a neuron with a large mean.
+        if acts.device.type == "mps":  # which has no fp64
+            acts = acts.cpu()
+        acts = acts.double()  # (tokens,4C)
+        total[layer] += acts.sum(0).cpu()
+        squares[layer] += (acts**2).sum(0).cpu()
+        active[layer] += (acts > 0).sum(0).cpu()
+        if layer == 0:
+            tokens += len(acts)
+    mean = total / tokens
+    return ActivationStats(
+        mean=mean,
+        variance=(squares / tokens - mean**2).clamp(0),
+        active=active / tokens,
+        dead=active == 0,
+        tokens=tokens,
+    )
+
+
+@dataclass
+class LogitWeights:
+    """The tokens that one neuron has most to do with: k (token, value) each, most extreme first.
+
+    promotes, suppresses: the logit, less the mean over the vocabulary, that one unit of activation
+    adds directly, times the standard deviation by which ln_f divides in a run: without that
+    division ln_f is linear, it takes off the mean and multiplies by its weight.
+    matches: mlp_pre if the residual stream were the token's wte and nothing else.
+    """
+
+    promotes: list
+    suppresses: list
+    matches: list
 
 
 @torch.no_grad()
 def neuron_logit_weights(model, layer, neuron, k=10):
-    """{"promotes", "suppresses", "matches"}: k [(token, value)] each, the most extreme first. No pass.
-
-    promotes, suppresses: the logit, less the mean over the vocabulary, that one unit of activation adds directly, times
-    the standard deviation by which ln_f divides in a run: without that division ln_f is linear, it takes off the mean
-    and multiplies by its weight. matches: mlp_pre if the residual stream were the token's wte and nothing else.
-    """
-    layer, (neuron,) = _checked(model, layer, neuron)
-    mlp, ln_2, W = (
-        model.transformer.h[layer].mlp,
-        model.transformer.h[layer].ln_2,
-        model.lm_head.weight,
+    """LogitWeights of a neuron. Cost: no pass."""
+    layer, (neuron,) = _check_neurons(model, layer, neuron)
+    block = model.transformer.h[layer]
+    rows = model.lm_head.weight  # (V,C)
+    out = block.mlp.c_proj.weight[:, neuron]  # (C,)
+    normed = (out - out.mean()) * model.transformer.ln_f.weight
+    logits = (rows - rows.mean(0)) @ normed  # (V,C) @ (C,) -> (V,)
+    # What the neuron would read of each token, if nothing else were in the stream.
+    embedded = block.ln_2(model.transformer.wte.weight)  # (V,C)
+    c_fc = block.mlp.c_fc
+    matches = embedded @ c_fc.weight[neuron] + c_fc.bias[neuron]  # (V,C) @ (C,) -> (V,)
+    return LogitWeights(
+        promotes=_extremes(model, logits, k),
+        suppresses=_extremes(model, logits, k, largest=False),
+        matches=_extremes(model, matches, k),
     )
-    out = mlp.c_proj.weight[:, neuron]  # (C,)
-    logits = (W - W.mean(0)) @ (
-        (out - out.mean()) * model.transformer.ln_f.weight
-    )  # (V,C) @ (C,) -> (V,)
-    matches = (
-        ln_2(model.transformer.wte.weight) @ mlp.c_fc.weight[neuron] + mlp.c_fc.bias[neuron]
-    )  # (V,)
-    kinds = {"promotes": (logits, True), "suppresses": (logits, False), "matches": (matches, True)}
-    tops = {
-        name: values.topk(min(k, len(values)), largest=largest)
-        for name, (values, largest) in kinds.items()
-    }
-    return {
-        name: list(zip(token_texts(model, top.indices), top.values.tolist()))
-        for name, top in tops.items()
-    }
 
 
-class ImportantNeurons(
-    namedtuple("ImportantNeurons", "neurons activation direct ablation disagree")
-):
-    """See important_neurons; printed, it is a table."""
+def _extremes(model, values, k, largest=True):
+    """k [(token, value)] of values (V,), the largest or the smallest."""
+    top = values.topk(min(k, len(values)), largest=largest)
+    return list(zip(token_texts(model, top.indices), top.values.tolist()))
+
+
+@dataclass
+class ImportantNeurons:
+    """Neurons and what they add to a logit or a difference of two, in logits; printed, a table.
+
+    direct: activation x (output weights . unembedding direction), the final norm's scale held at
+    this run's value. ablation: intact - ablated (0 at every position), with all that later blocks
+    make of it; a neuron that works through them alone may be missed.
+    """
+
+    neurons: list  # k (layer, neuron), the largest |direct| first
+    activation: Tensor  # (k,), at the last position
+    direct: Tensor  # (k,)
+    ablation: Tensor  # (k,)
+    disagree: Tensor  # (k,), one is less than half of the other, or of the other sign
 
     def __str__(self):
-        rows = [
-            f"{l:5}.{n:<8}{a:10.3f}{d:10.3f}{w:10.3f}{'  disagree' * bool(x)}"
-            for (l, n), a, d, w, x in zip(*self)
-        ]
-        return "\n".join(["layer.neuron  activation    direct  ablation", *rows])
+        lines = ["layer.neuron  activation    direct  ablation"]
+        for i, (layer, neuron) in enumerate(self.neurons):
+            line = f"{layer:5}.{neuron:<8}{self.activation[i]:10.3f}"
+            line += f"{self.direct[i]:10.3f}{self.ablation[i]:10.3f}"
+            if self.disagree[i]:
+                line += "  disagree"
+            lines.append(line)
+        return "\n".join(lines)
 
 
 @torch.no_grad()
 def important_neurons(model, text, answer, other=None, k=10):
-    """ImportantNeurons: the k of largest |direct| for logit(answer) [- logit(other)] at the last position; in logits.
+    """ImportantNeurons: the k of largest |direct| for logit(answer) [- logit(other)] at the end.
 
-    direct: activation x (output weights . unembedding direction), the final norm's scale held at this run's value.
-    ablation: intact - ablated (0 at every position), with all that later blocks make of it; a neuron that works through
-    them alone may be missed. disagree: one is less than half of the other, or of the other sign. Cost: 1 + k passes.
+    text: one, or ids (1,T). Cost: 1 + k passes.
     """
-    runs.check_model(model)
-    ids = encode(model, text)
-    if len(ids) != 1 or k < 1:
-        raise ValueError(
-            f"give one text, or ids (1, T), and k of at least 1; got {len(ids)} and {k}"
-        )
-    kept, ln_f, blocks = (
-        runs.record(model, ids, ["mlp_post"]),
-        model.transformer.ln_f,
-        model.transformer.h,
-    )
-    end = kept["resid_post"][len(blocks) - 1][0, -1]  # (C,)
-    row, reads = read_directly(model, ids, end, answer, other)
-    weights = torch.stack([reads @ block.mlp.c_proj.weight for block in blocks])  # (L,4C)
-    acts = torch.stack([x[0, -1] for x in kept["mlp_post"].values()])  # (L,4C)
-    top = (acts * weights).abs().flatten().topk(min(k, acts.numel())).indices
-    layers, at = (top // acts.size(1)).tolist(), top % acts.size(1)
-    zeroed = [
-        Patch(l, None, lambda x, n=n: x.index_fill(-1, n, 0), "mlp_post")
-        for l, n in zip(layers, at)
-    ]
-    ablated = torch.stack([runs.run(model, ids, [patch])[0, -1] for patch in zeroed])  # (k,C)
-    direct, ablation = (acts * weights).flatten()[top], (ln_f(end) - ln_f(ablated)) @ row  # (k,)
-    disagree = (direct - ablation).abs() > torch.maximum(direct.abs(), ablation.abs()) / 2
-    return ImportantNeurons(
-        [*zip(layers, at.tolist())], acts.flatten()[top], direct, ablation, disagree
-    )
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    ids = encode_one(model, text)
+    recorded = runs.record(model, ids, ["mlp_post"])
+    end = last_token(recorded["resid_post"])[-1]  # (C,)
+    direction, reads = read_directly(model, ids, end, answer, other)
+    weights = [reads @ block.mlp.c_proj.weight for block in model.transformer.h]
+    acts = last_token(recorded["mlp_post"])  # (L,4C)
+    direct = acts * torch.stack(weights)  # (L,4C)
+
+    # Of all neurons the direct part is known; an ablation is a run, so only the k largest get one.
+    count = min(k, direct.numel())
+    top = direct.abs().flatten().topk(count).indices
+    neurons = [divmod(number, acts.size(1)) for number in top.tolist()]
+    # One run each: neurons of one MLP that are removed together could stand in for each other.
+    ends = [_ablated_end(model, ids, layer, neuron) for layer, neuron in neurons]
+    intact = readout.logit_diff(model, end, direction)
+    ablation = intact - readout.logit_diff(model, torch.stack(ends), direction)  # (k,)
+    direct = direct.flatten()[top]
+    larger = torch.maximum(direct.abs(), ablation.abs())
+    disagree = (direct - ablation).abs() > larger / 2
+    return ImportantNeurons(neurons, acts.flatten()[top], direct, ablation, disagree)
 
 
-def _checked(model, layer, neurons):
-    config, many = model.config, neurons if isinstance(neurons, (list, tuple, range)) else [neurons]
-    for name, numbers, size in (
-        ("layer", [layer], config.n_layer),
-        ("neuron", many, config.n_inner),
-    ):
-        if not numbers or not all(type(as_int(n)) is int and 0 <= n < size for n in numbers):
-            raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
-    return as_int(layer), list(dict.fromkeys(map(as_int, many)))
+def _ablated_end(model, ids, layer, neuron):
+    """(C,): the last token's final residual vector of a run in which the neuron is 0.
+
+    At every position: later tokens read what it wrote at the earlier ones.
+    """
+
+    def without_neuron(acts):
+        acts[..., neuron] = 0
+        return acts
+
+    patch = Patch(layer, None, without_neuron, "mlp_post")
+    return runs.run(model, ids, [patch])[0, -1]
+
+
+def _check_neurons(model, layer, neurons):
+    """(layer, neurons, a list without repeats) as ints; ValueError if the model has none such."""
+    if not isinstance(neurons, (list, tuple, range)):
+        neurons = [neurons]
+    _check_numbers("layer", [layer], model.config.n_layer)
+    _check_numbers("neuron", neurons, model.config.n_inner)
+    return as_int(layer), list(dict.fromkeys(map(as_int, neurons)))
+
+
+def _check_numbers(name, numbers, size):
+    """ValueError unless there are numbers, all of them ints from 0 to size - 1."""
+    is_there = [type(as_int(n)) is int and 0 <= n < size for n in numbers]
+    if not numbers or not all(is_there):
+        raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
 
 
 def _mlp_post(model, texts, layers):
-    """(layer, windows, mlp_post (tokens,4C) at their tokens, in order) for each batch and each of the layers."""
+    """(layer, windows, mlp_post (tokens,4C) at their tokens, in order) of each batch and layer.
+
+    The blocks are run here, one by one, where other analyses record a whole run: a sweep over many
+    texts would waste the blocks above the layer that it asks for, and no more than one layer's
+    activations are ever held.
+    """
     runs.check_model(model)
-    kept, take = {}, lambda site, x: kept.update({site: x}) or x
+    recorded = {}
+
+    # No longer kept than until the next block writes its own.
+    def tap(site, x):
+        if site == "mlp_post":
+            recorded[site] = x
+        return x
+
     for windows in _batches(model, texts):
-        ids = pad_sequence([ids for *_, ids in windows], True, -1).to(
-            model.lm_head.weight.device
-        )  # (B,T)
-        x = (
-            model.transformer.wte(ids.clamp(min=0)) + model.transformer.wpe.weight[: ids.size(1)]
-        )  # (B,T,C)
+        rows = [window.ids for window in windows]
+        ids = pad_sequence(rows, batch_first=True, padding_value=-1)  # (B,T)
+        ids = ids.to(model.lm_head.weight.device)
+        is_token = ids >= 0  # the padding is -1
+        positions = model.transformer.wpe.weight[: ids.size(1)]  # (T,C)
+        x = model.transformer.wte(ids.clamp(min=0)) + positions  # (B,T,C)
         for layer, block in enumerate(model.transformer.h[: max(layers) + 1]):
-            x = block(x, take)
+            x = block(x, tap)
             if layer in layers:
-                yield layer, windows, kept["mlp_post"][ids >= 0]
-        if not x.isfinite().all():
-            raise ValueError(
-                "the runs give values that are NaN or infinite; check the weights and the dtype"
-            )
+                yield layer, windows, recorded["mlp_post"][is_token]  # (B,T,4C) -> (tokens,4C)
+        runs.check_finite(x)
+
+
+class Window(NamedTuple):
+    """As many tokens of a text as the model takes at once, or what is left of it."""
+
+    text: int  # the text's number
+    start: int  # the position of its first token in the text
+    ids: Tensor  # (T,)
 
 
 def _batches(model, texts):
-    """Lists of windows (text's number, start, ids (T,)); a text is asked for when the one before it is used up."""
-    V, size, batch, longest = model.config.vocab_size, model.block_size, [], 0
-    for number, text in enumerate(
-        tqdm([texts] if isinstance(texts, str) else texts, unit="text", disable=None)
-    ):
-        if isinstance(text, str) and model.tokenizer is None:
-            raise ValueError("this model has no tokenizer; give ids instead of texts")
-        ids = torch.as_tensor(
-            model.tokenizer.encode(text) if isinstance(text, str) else text, device="cpu"
-        )
-        if ids.ndim != 1 or (
-            len(ids) and (ids.is_floating_point() or not 0 <= ids.min() <= ids.max() < V)
-        ):
-            raise ValueError(
-                f"text {number} must be a text, or ids (T,) from 0 to {V - 1}; got {text!r:.80}"
-            )
-        for start, window in zip(range(0, len(ids), size), ids.long().split(size)):
-            if batch and (len(batch) + 1) * max(longest, len(window)) > AT_ONCE:
-                yield batch
-                batch, longest = [], 0
-            batch, longest = [*batch, (number, start, window)], max(longest, len(window))
+    """Lists of windows that run together: at most AT_ONCE tokens, or a single window."""
+    batch = []
+    longest = 0  # length of a window in the batch, to which the others are padded
+    for window in _windows(model, texts):
+        longest = max(longest, len(window.ids))
+        # The padding counts too: it is computed as the tokens are.
+        if batch and (len(batch) + 1) * longest > AT_ONCE:
+            yield batch
+            batch = []
+            longest = len(window.ids)
+        batch.append(window)
     if not batch:
-        raise ValueError(
-            "the texts have no tokens; mind that a generator gives its texts only once"
-        )
+        raise ValueError("the texts have no tokens; a generator gives its texts only once")
     yield batch
+
+
+def _windows(model, texts):
+    """The texts' windows; a text is asked for when the one before it is used up."""
+    texts = [texts] if isinstance(texts, str) else texts
+    for number, text in enumerate(tqdm(texts, unit="text", disable=None)):
+        ids = _ids_of_text(model, text, number)
+        for start in range(0, len(ids), model.block_size):
+            yield Window(number, start, ids[start : start + model.block_size])
+
+
+def _ids_of_text(model, text, number):
+    """Ids (T,) of a text, or of ids in a list or tensor; (0,) where it is empty."""
+    ids = tokenizer_of(model).encode(text) if isinstance(text, str) else text
+    ids = torch.as_tensor(ids, device="cpu")  # where windows wait for their batch
+    V = model.config.vocab_size
+    # The numbers and not the dtype are looked at, since an empty list becomes a tensor of floats.
+    if ids.ndim != 1 or not all(type(i) is int and 0 <= i < V for i in ids.tolist()):
+        raise ValueError(
+            f"text {number} must be a text, or ids (T,) from 0 to {V - 1}; got {text!r:.80}"
+        )
+    return ids.long()
