@@ -78,6 +78,11 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
+def one_line(error):
+    """What an error says, in one line; huggingface_hub's go over several."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class CheckFailed(Exception):
     """A result is not what it must be: an error of this program, not of its user."""
 

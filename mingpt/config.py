@@ -1,10 +1,5 @@
-"""The sizes and options of a GPT-2: do they fit together, and what does config.json say of them?
+"""The sizes and options of a GPT-2, under minGPT's names: do they fit together?"""
 
-A config.json is the file in which the Hugging Face hub and transformers keep them, under other
-names and with other defaults than minGPT's.
-"""
-
-import json
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -39,31 +34,6 @@ ACTIVATIONS = {
 
 SHAPE = ("n_layer", "n_head", "n_embd")  # what a model type sets
 SIZES = (*SHAPE, "vocab_size", "block_size")  # what every model must have
-MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older checkpoints, not weights
-
-# config.json's name -> GPTConfig's. Of these only n_inner may be left out.
-SIZE_FIELDS = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_inner": "n_inner",
-    "vocab_size": "vocab_size",
-    "n_positions": "block_size",
-}
-# Defaults for omitted fields of config.json; those of GPTConfig are minGPT's. The field
-# reorder_and_upcast_attn is not read: it moves a product and a cast, which changes nothing in fp32.
-OPTION_DEFAULTS = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
-    "embd_pdrop": 0.1,
-    "resid_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-}
-# A model with one of these set is another function than this GPT-2.
-REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")
 
 
 @dataclass(slots=True)
@@ -145,73 +115,3 @@ class GPTConfig:
                 f"but the configuration also has {others}"
             )
         return shape
-
-
-def without_masks(weights):
-    """The state dict without the mask buffers that older checkpoints have beside the weights."""
-    return {name: weight for name, weight in weights.items() if not name.endswith(MASKS)}
-
-
-def read_config(path):
-    """The GPTConfig of a config.json; ValueError, naming the field, for another kind of model."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        # In the hub's cache this path is a link; what must be deleted is the file it points to.
-        raise ValueError(
-            f"{path.resolve()} is no whole JSON file ({error}); delete it and get it again"
-        ) from error
-    try:
-        check_architecture(fields)
-        return GPTConfig(**read_sizes(fields), **read_options(fields)).complete()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def check_architecture(fields):
-    """ValueError if the fields of config.json are not those of a plain GPT-2."""
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type != "gpt2":
-        raise ValueError(
-            f'model_type must be "gpt2", got {model_type!r}; other architectures are not read'
-        )
-    for name in REFUSED:
-        value = fields.get(name)
-        if value:
-            raise ValueError(
-                f"it sets {name} to {value!r}, which is not supported here; take a plain GPT-2"
-            )
-
-
-def read_sizes(fields):
-    """{GPTConfig's name: size} of the fields of config.json; ValueError for one that is no size."""
-    sizes = {}
-    for name, our_name in SIZE_FIELDS.items():
-        size = fields.get(name)
-        is_default = name == "n_inner" and size is None
-        if not is_default and (type(size) is not int or size < 1):
-            raise ValueError(f"{name} must be a whole number from 1, got {size!r}")
-        sizes[our_name] = size
-    return sizes
-
-
-def read_options(fields):
-    """{name: value} of the options in config.json; ValueError for a value of another type."""
-    options = {}
-    for name, default in OPTION_DEFAULTS.items():
-        value = fields.get(name, default)
-        kind = type(default)
-        # JSON may write the float 1.0 as 1. A bool is an int in Python, but no number here.
-        is_whole_float = kind is float and type(value) is int
-        if type(value) is not kind and not is_whole_float:
-            raise ValueError(
-                f"{name} must be a {kind.__name__}, such as {default!r}, got {value!r}"
-            )
-        options[name] = value
-    return options
-
-
-def fields_of(config):
-    """{config.json's name: value} of a configuration, which read_config reads again."""
-    sizes = {name: getattr(config, our_name) for name, our_name in SIZE_FIELDS.items()}
-    return sizes | {name: getattr(config, name) for name in OPTION_DEFAULTS}

@@ -17,6 +17,8 @@ import huggingface_hub
 import numpy
 from huggingface_hub import constants
 
+from mingpt.common import one_line
+
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -278,8 +280,3 @@ def quiet(show_bar):
             undo.callback(utils.enable_progress_bars)
             utils.disable_progress_bars()
         yield
-
-
-def one_line(error):
-    """What an error says, in one line; huggingface_hub's go over several."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mingpt.config import ACTIVATIONS, GPTConfig, without_masks
+from mingpt.config import ACTIVATIONS, GPTConfig
 from mingpt.sites import SITES, Patch, as_patches, as_store  # noqa: F401, to be found here too
+from mingpt.weights import without_masks
 
 
 def untouched(site, x):

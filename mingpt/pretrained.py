@@ -7,22 +7,43 @@ config.json, model.safetensors or pytorch_model.bin, merges.txt and vocab.json.
 
 import json
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from mingpt import hub
 from mingpt.bpe import END_OF_TEXT, BPETokenizer
 from mingpt.common import atomic_write
-from mingpt.config import GPTConfig, fields_of, read_config, without_masks
+from mingpt.config import GPTConfig
+from mingpt.weights import read_weights, stored_weights
 
-# The files hold these weights as (in, out), the model's nn.Linear as (out, in).
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# config.json's name -> GPTConfig's. Of these only n_inner may be left out.
+SIZE_FIELDS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_inner": "n_inner",
+    "vocab_size": "vocab_size",
+    "n_positions": "block_size",
+}
+# Defaults for omitted fields of config.json; those of GPTConfig are minGPT's. The field
+# reorder_and_upcast_attn is not read: it moves a product and a cast, which changes nothing in fp32.
+OPTION_DEFAULTS = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "embd_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
+# A model with one of these set is another function than this GPT-2.
+REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")
 
 
 @dataclass
@@ -46,7 +67,7 @@ def read(files):
         config = read_config(required(files, "config.json"))
         tokenizer = read_tokenizer(files, config.vocab_size)
         path = required(files, *hub.WEIGHTS)
-        weights = fit_weights(read_weights(path), config, path)
+        weights = read_weights(path, config)
     except OSError as error:
         unreadable = error.filename or path
         reason = error.strerror or error
@@ -61,6 +82,71 @@ def required(files, *filenames):
         names = " or ".join(filenames)
         raise ValueError(f"{files.where} has no {names}; such a file, in one piece, must be there")
     return path
+
+
+def read_config(path):
+    """The GPTConfig of a config.json; ValueError, naming the field, for another kind of model."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        # In the hub's cache this path is a link; what must be deleted is the file it points to.
+        raise ValueError(
+            f"{path.resolve()} is no whole JSON file ({error}); delete it and get it again"
+        ) from error
+    try:
+        check_architecture(fields)
+        return GPTConfig(**read_sizes(fields), **read_options(fields)).complete()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_architecture(fields):
+    """ValueError if the fields of config.json are not those of a plain GPT-2."""
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type != "gpt2":
+        raise ValueError(
+            f'model_type must be "gpt2", got {model_type!r}; other architectures are not read'
+        )
+    for name in REFUSED:
+        value = fields.get(name)
+        if value:
+            raise ValueError(
+                f"it sets {name} to {value!r}, which is not supported here; take a plain GPT-2"
+            )
+
+
+def read_sizes(fields):
+    """{GPTConfig's name: size} of the fields of config.json; ValueError for one that is no size."""
+    sizes = {}
+    for name, our_name in SIZE_FIELDS.items():
+        size = fields.get(name)
+        is_default = name == "n_inner" and size is None
+        if not is_default and (type(size) is not int or size < 1):
+            raise ValueError(f"{name} must be a whole number from 1, got {size!r}")
+        sizes[our_name] = size
+    return sizes
+
+
+def read_options(fields):
+    """{name: value} of the options in config.json; ValueError for a value of another type."""
+    options = {}
+    for name, default in OPTION_DEFAULTS.items():
+        value = fields.get(name, default)
+        kind = type(default)
+        # JSON may write the float 1.0 as 1. A bool is an int in Python, but no number here.
+        is_whole_float = kind is float and type(value) is int
+        if type(value) is not kind and not is_whole_float:
+            raise ValueError(
+                f"{name} must be a {kind.__name__}, such as {default!r}, got {value!r}"
+            )
+        options[name] = value
+    return options
+
+
+def fields_of(config):
+    """{config.json's name: value} of a configuration, which read_config reads again."""
+    sizes = {name: getattr(config, our_name) for name, our_name in SIZE_FIELDS.items()}
+    return sizes | {name: getattr(config, name) for name in OPTION_DEFAULTS}
 
 
 def read_tokenizer(files, vocab_size):
@@ -90,126 +176,6 @@ def read_tokenizer(files, vocab_size):
     except ValueError as error:
         raise ValueError(f"{files.where}: {error}") from error
     return tokenizer
-
-
-def read_weights(path):
-    """{name: tensor} as the file has them, memory-mapped, so that nothing is read twice.
-
-    A .bin is read as plain tensors, never as code. ValueError if the file is not whole.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # A file from before torch 1.6 is no zip file, and cannot be mapped.
-        is_zip = zipfile.is_zipfile(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except OSError:
-        raise
-    # For a file that is cut short or altered the readers raise errors of many types.
-    except Exception as error:
-        reason = hub.one_line(error)[:200]
-        raise ValueError(
-            f"{path} cannot be read as weights ({reason}): it is corrupt, cut short or not only "
-            f"tensors; delete {path.resolve()} and get it again"
-        ) from error
-    is_dict = isinstance(weights, dict)
-    if not is_dict or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise ValueError(
-            f"{path} must hold one dict of name: tensor, "
-            "as torch.save(model.state_dict(), ...) writes it"
-        )
-    return weights
-
-
-def stored_shapes(config):
-    """{name: shape} of all weights of a GPT-2 as its files hold them, linear weights (in, out)."""
-    C = config.n_embd
-    M = config.n_inner  # width of the MLP
-    # c_attn makes the queries, keys and values of all heads in one product, so its width is 3C.
-    block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (C, 3 * C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (C, M),
-        "mlp.c_fc.bias": (M,),
-        "mlp.c_proj.weight": (M, C),
-        "mlp.c_proj.bias": (C,),
-    }
-    shapes = {
-        "transformer.wte.weight": (config.vocab_size, C),
-        "transformer.wpe.weight": (config.block_size, C),
-    }
-    for layer in range(config.n_layer):
-        shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
-    shapes["transformer.ln_f.weight"] = (C,)
-    shapes["transformer.ln_f.bias"] = (C,)
-    shapes["lm_head.weight"] = (config.vocab_size, C)
-    return shapes
-
-
-def fit_weights(weights, config, path):
-    """The file's weights under the model's names, in fp32, linear weights (out, in).
-
-    ValueError, naming the weight, if one is missing, unknown, there twice, of another shape, or
-    not finite. It names up to five such faults: together they show what kind of file it is.
-    """
-    shapes = stored_shapes(config)
-    fitted = {}
-    faults = []
-    for stored_name, weight in without_masks(weights).items():
-        # GPT-2's own files leave the prefix out; those that transformers writes have it.
-        has_prefix = stored_name.startswith(("transformer.", "lm_head."))
-        name = stored_name if has_prefix else f"transformer.{stored_name}"
-        if name not in shapes:
-            faults.append(f"{stored_name} is no weight of this model")
-            continue
-        if name in fitted:
-            faults.append(f"{stored_name} is there twice, with and without 'transformer.'")
-        fitted[name] = weight.float()
-        faults += find_faults(stored_name, fitted[name], shapes[name])
-    if config.tie_word_embeddings:
-        faults += tie_embeddings(fitted)
-    faults += [f"{name} is missing" for name in shapes if name not in fitted]
-    if faults:
-        message = "\n  ".join([f"{path} does not fit its config.json:", *faults[:5]])
-        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(message + more)
-    return {name: transpose_linear(name, weight) for name, weight in fitted.items()}
-
-
-def find_faults(name, weight, shape):
-    """What is wrong with a weight by itself, a list of texts."""
-    faults = []
-    if weight.shape != shape:
-        faults.append(f"{name} has shape {tuple(weight.shape)}, config.json makes it {shape}")
-    # A finite sum has only finite terms, and is quicker to have.
-    if not (weight.sum().isfinite() or weight.isfinite().all()):
-        faults.append(f"{name} has values that are NaN or infinite")
-    return faults
-
-
-def tie_embeddings(weights):
-    """What is wrong with the output matrix of a model that has it tied, a list of texts.
-
-    Where the weights have no output matrix, the token embedding is put in its place, not copied.
-    """
-    embedding = weights.get("transformer.wte.weight")
-    if embedding is None:
-        return []
-    output = weights.setdefault("lm_head.weight", embedding)
-    if output.equal(embedding):
-        return []
-    return ["lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so"]
-
-
-def transpose_linear(name, weight):
-    """A linear weight turned from (in, out) to (out, in) or back; any other as it is."""
-    return weight.t() if name.endswith(CONV1D) else weight
 
 
 class NoInit(TorchFunctionMode):
@@ -251,17 +217,6 @@ def save(model, folder, dtype=torch.float32):
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot write to {folder}: {reason}; give another folder") from error
-
-
-def stored_weights(model, dtype):
-    """{name: tensor} of the model as its file holds them, linear weights (in, out)."""
-    weights = {}
-    for name, weight in model.state_dict().items():
-        # A tied output matrix is the token embedding once more; a file holds it once.
-        is_copy = name == "lm_head.weight" and model.config.tie_word_embeddings
-        if not is_copy:
-            weights[name] = transpose_linear(name, weight).to("cpu", dtype).contiguous()
-    return weights
 
 
 def settings_of(model, dtype):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mingpt import hub as hub_files
-from mingpt import pretrained
+from mingpt import pretrained, weights
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.model import GPT, GPTConfig
 from tests.hub import COMMIT, Handler, Hub, files_of
@@ -227,7 +227,7 @@ def test_half_precision_files_become_fp32(dtype, folder):
     expected = {name: weight.to(dtype).float() for name, weight in reference().named_parameters()}
     for name, weight in ours.named_parameters():
         assert weight.dtype == torch.float32
-        is_linear = name.endswith(pretrained.CONV1D)
+        is_linear = name.endswith(weights.CONV1D)
         assert weight.equal(expected[name].t() if is_linear else expected[name])
 
 

@@ -97,13 +97,13 @@ class PatchingResult:
         title = f"{self.site}, {self.direction}"
         if not self.single:
             title += f", mean over {len(self.answers)} pairs"
-        values, rows, columns = self._table()
-        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows)
+        values, rows, columns, xlabel = self._table()
+        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows, xlabel)
         return figures.shown(figure, path)
 
     def to_csv(self, path):
         """Write the mean logit_diff: a header, then a row per layer (and head), in full."""
-        values, rows, columns = self._table()
+        values, rows, columns, _ = self._table()
         with atomic_write(path) as temporary:
             figures.save_csv(values, columns, temporary, rows)
 
@@ -121,19 +121,21 @@ class PatchingResult:
         return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
 
     def _table(self):
-        """(values (rows, columns), labels of the rows or None for layers, of the columns)."""
+        """(values (rows, columns), labels of rows or None for layers, of columns, of the axis)."""
         values = self.mean()
         positions = figures.token_labels(self.tokens)
         has_heads = self.site in SITES_WITH_HEADS
+        across = "position and token"
         if values.ndim == 3:  # (L,H,T)
             L, H, _ = values.shape
             rows = [f"{layer}.{head}" for layer in range(L) for head in range(H)]
-            return values.flatten(0, 1), rows, positions
+            return values.flatten(0, 1), rows, positions, across
         if values.ndim == 1:  # (L,)
-            return values[:, None], None, ["all positions"]
+            return values[:, None], None, ["all positions"], ""
         if has_heads:  # (L,H)
-            return values, None, [f"head {head}" for head in range(values.size(1))]
-        return values, None, positions
+            heads = [str(head) for head in range(values.size(1))]
+            return values, None, heads, "head"
+        return values, None, positions, across
 
     def _logit_diff(self, name):
         """(B,cells): corrupted - clean answer."""
