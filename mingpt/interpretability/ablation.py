@@ -67,18 +67,10 @@ def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_t
     for layer, z in base["z"].items():  # (B,H,T,D)
         heads = [replacement("z", layer, head).expand_as(z[:, head]) for head in range(H)]
         new[layer] = torch.stack(heads, 1)
-    inject = partial_runs.inject_site(model, base, new, "z", each_position=False)
+    patched = partial_runs.patch_site(model, base, new, "z", [0], each_position=False)
+    every_token = answers is None  # the loss is of every token, a logit difference of the last
     ablated = partial_runs.run_patched(
-        model,
-        base,
-        inject,
-        partial_runs.starts_of("z", L),
-        [0],
-        H,
-        max_tokens,
-        read=measure,
-        every_token=answers is None,
-        desc="ablating",
+        model, base, patched, max_tokens, measure, every_token, desc="ablating"
     )
     intact = measure(base["resid_post"][L - 1][:, None])
     return ablated[:, 0] - intact  # (L,1,H) -> (L,H)

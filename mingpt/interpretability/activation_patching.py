@@ -79,19 +79,16 @@ def patch_layers(
     sites = {site, *partial_runs.base_sites(site)}
     source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
 
-    L = model.config.n_layer
-    starts = partial_runs.starts_of(site, L)
-    first = (clean != corrupted).any(0).nonzero()[0].item()  # left of it a patch changes nothing
+    # Left of the first difference the runs are the same, and a patch changes nothing.
+    first = (clean != corrupted).any(0).nonzero()[0].item()
     positions = list(range(first, clean.size(1))) if each_position else [first]
-    R = model.config.n_head if site in SITES_WITH_HEADS else 1
-    inject = partial_runs.inject_site(model, target, source[site], site, each_position)
-    ends = partial_runs.run_patched(
-        model, target, inject, starts, positions, R, max_tokens, desc="patching"
-    )
+    patched = partial_runs.patch_site(model, target, source[site], site, positions, each_position)
+    ends = partial_runs.run_patched(model, target, patched, max_tokens, desc="patching")
 
+    top = model.config.n_layer - 1
     vectors = {
-        source_name: source["resid_post"][L - 1][:, -1],  # (B,T,C) -> (B,C)
-        target_name: target["resid_post"][L - 1][:, -1],
+        source_name: source["resid_post"][top][:, -1],  # (B,T,C) -> (B,C)
+        target_name: target["resid_post"][top][:, -1],
     }
     vectors["patched"] = _as_cells(ends, vectors[target_name], first, each_position, site)
     check_finite(*vectors.values())

@@ -11,6 +11,11 @@ rounding.
 Where a run starts is a number from 0 to L: before that block; L is after the last one.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
 import torch
 from tqdm import tqdm
 
@@ -34,81 +39,74 @@ def stream_at(base, start):
     return base["resid_post"][start - 1]
 
 
-def starts_of(site, L):
-    """Where the runs start in which this site of layer 0, ..., L - 1 is patched."""
-    return list(range(L)) if site == "resid_pre" else list(range(1, L + 1))
-
-
 def last_token(end):
     """(B,R,n,C) -> (R,B,C): the final residual vector of each run."""
     return end[:, :, -1].transpose(0, 1)
 
 
+@dataclass
+class PatchedRuns:
+    """Which patched runs there are, R for each start and position, and what they start with."""
+
+    starts: list  # ascending, each from 0 to L
+    positions: list  # ascending
+    R: int
+    inject: Callable  # f(start, positions) -> {position: (B,R,T-position,C)}, residual streams
+
+
 def run_patched(
-    model,
-    base,
-    inject,
-    starts,
-    positions,
-    R,
-    max_tokens=4096,
-    read=last_token,
-    every_token=False,
-    desc=None,
+    model, base, patched, max_tokens=4096, read=last_token, every_token=False, desc=None
 ):
-    """(starts, positions, R, ...): what `read` gives of the R patched runs that start at each
-    place.
+    """(starts, positions, R, ...): what `read` gives of the PatchedRuns at their end.
 
     base: {site: {layer: tensor}} of the base run of B inputs, with the sites of base_sites.
-    inject: f(start, positions) -> {position: (B,R,T-position,C)}: the residual stream that the
-    patched runs start with. starts, positions: ascending lists; R runs for each of their pairs.
     read: f((B,r,n,C)) -> (r,...), of some of these runs' final residual streams, before ln_f;
     n = 1, the last token, or with every_token n = T - position.
     max_tokens: how many tokens may be under way at once, which bounds the memory; one run of all B
     inputs is never cut. desc: the progress bar's name; None shows none.
     """
-    B, T, _ = stream_at(base, starts[0]).shape
+    B, T, _ = stream_at(base, 0).shape
     L = model.config.n_layer
-    ends = {}  # {(start, position): [(r,...), ...]}
-    total = len(starts) * len(positions) * R
+    ends = defaultdict(list)  # {(start, position): [(r,...), ...]}
+    total = len(patched.starts) * len(patched.positions) * patched.R
     is_silent = None if desc else True  # None: silent where there is no terminal
     with tqdm(total=total, desc=desc, bar_format=BAR, disable=is_silent) as bar:
-        for chunk_starts, chunk_positions, runs in _split(starts, positions, T, B, R, max_tokens):
-            share = len(chunk_starts) * len(chunk_positions) * len(range(R)[runs])
-            steps = range(chunk_starts[0], L + 1)
+        for starts, positions, runs in _split(patched, B, T, max_tokens):
+            share = len(starts) * len(positions) * len(range(patched.R)[runs])
+            steps = range(starts[0], L + 1)
             work = sum(range(1, len(steps) + 1))  # it grows as runs join: step s is s of it
             tails = {}  # {position: (B,runs,n,C)}, of the runs under way
             for step, start in enumerate(steps, 1):
-                if start in chunk_starts:
+                if start in starts:
                     # Behind the last block only the last token is left of the runs under way.
                     tokens = slice(None) if every_token or start < L else slice(-1, None)
-                    for position, tail in inject(start, chunk_positions).items():
+                    for position, tail in patched.inject(start, positions).items():
                         _join(tails, position, tail[:, runs, tokens])
                 if start < L:
                     last_only = start == L - 1 and not every_token
                     tails = _through_block(model, base, start, tails, last_only)
                 bar.update(share * step / work)
             for position, tail in tails.items():
-                by_start = tail.chunk(len(chunk_starts), dim=1)
-                for start, end in zip(chunk_starts, by_start):
-                    ends.setdefault((start, position), []).append(read(end))
-    cells = [torch.cat(ends[start, position]) for start in starts for position in positions]
-    return torch.stack(cells).unflatten(0, (len(starts), len(positions)))
+                by_start = tail.chunk(len(starts), dim=1)
+                for start, end in zip(starts, by_start):
+                    ends[start, position].append(read(end))
+    cells = [torch.cat(ends[cell]) for cell in product(patched.starts, patched.positions)]
+    return torch.stack(cells).unflatten(0, (len(patched.starts), -1))
 
 
-def _split(starts, positions, T, B, R, max_tokens):
+def _split(patched, B, T, max_tokens):
     """Cut the runs into chunks (starts, positions, slice of R).
 
     A chunk has at most max_tokens tokens, or is a single run.
     """
-    everything = slice(0, R)
+    everything = slice(0, patched.R)
     chunk = []
     tokens = 0  # of the chunk
-    for position in positions:
+    for position in patched.positions:
         length = B * (T - position)  # of one run
-        more = length * len(starts) * R
+        more = length * len(patched.starts) * patched.R
         if chunk and tokens + more > max_tokens:
-            yield starts, chunk, everything
+            yield patched.starts, chunk, everything
             chunk = []
             tokens = 0
         if more <= max_tokens:
@@ -116,14 +114,14 @@ def _split(starts, positions, T, B, R, max_tokens):
             tokens += more
             continue
         # This position alone is too much: some starts at a time, and if need be some of the R runs.
-        starts_at_once = max(1, max_tokens // (length * R))
-        for first in range(0, len(starts), starts_at_once):
-            some_starts = starts[first : first + starts_at_once]
-            runs_at_once = max(1, max_tokens // (length * len(some_starts)))
-            for run in range(0, R, runs_at_once):
-                yield some_starts, [position], slice(run, run + runs_at_once)
+        starts_at_once = max(1, max_tokens // (length * patched.R))
+        for first in range(0, len(patched.starts), starts_at_once):
+            starts = patched.starts[first : first + starts_at_once]
+            runs_at_once = max(1, max_tokens // (length * len(starts)))
+            for run in range(0, patched.R, runs_at_once):
+                yield starts, [position], slice(run, run + runs_at_once)
     if chunk:
-        yield starts, chunk, everything
+        yield patched.starts, chunk, everything
 
 
 def _join(tails, position, tail):
@@ -182,37 +180,40 @@ def _as_matrix(tails):
     return torch.cat([tail.reshape(-1, tail.size(-1)) for tail in tails.values()])
 
 
-def inject_site(model, base, new, site, each_position=True):
-    """`inject` for run_patched: runs that start with `site` replaced by `new`.
+def patch_site(model, base, new, site, positions, each_position=True):
+    """The PatchedRuns in which `site` of one layer is replaced by `new`, for every layer.
 
-    The site lies in the block below the start; resid_pre in the block above it.
     new: {layer: the site's tensor over all positions}. A run takes what is at its position, or with
-    each_position=False all from its position on. R = H runs at the sites with heads, one for each
-    head; else R = 1.
+    each_position=False all from its position on. At the sites with heads there are R = H runs, one
+    for each head; else R = 1.
     """
+    L = model.config.n_layer
+    # The block above a run's start is the first that reads what was patched.
+    above = 0 if site == "resid_pre" else 1
+    starts = [layer + above for layer in range(L)]
+    R = model.config.n_head if site in SITES_WITH_HEADS else 1
 
     def inject(start, positions):
-        layer = start if site == "resid_pre" else start - 1
-        everywhere = slice(None)
+        layer = start - above
 
-        def patched(first, columns):  # (B,R,T-first,C)
+        def replace(first, columns=slice(None)):  # (B,R,T-first,C)
             return patched_stream(model, base, layer, site, new[layer], first, columns)
 
         if not each_position:
-            return {position: patched(position, everywhere) for position in positions}
+            return {position: replace(position) for position in positions}
         if site in ("k", "v"):  # every later token reads them
-            return {position: patched(position, [position]) for position in positions}
+            return {position: replace(position, [position]) for position in positions}
         # Every other site changes its own position alone: one go serves all positions.
         first = positions[0]
-        changed = patched(first, everywhere)
-        rest = stream_at(base, start)[:, None].expand(-1, changed.size(1), -1, -1)
+        changed = replace(first)
+        rest = stream_at(base, start)[:, None].expand(-1, R, -1, -1)
         tails = {}
         for position in positions:
             own = changed[:, :, [position - first]]  # (B,R,1,C)
             tails[position] = torch.cat((own, rest[:, :, position + 1 :]), 2)
         return tails
 
-    return inject
+    return PatchedRuns(starts, positions, R, inject)
 
 
 def patched_stream(model, base, layer, site, new, first=0, columns=slice(None)):
