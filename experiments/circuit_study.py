@@ -1,0 +1,80 @@
+"""Which few edges of a model carry a task? They are found on 100 pairs and measured on others.
+
+    python -m experiments.circuit_study names --output docs/names_circuit.png
+
+draws the circuit and writes it as a .json file beside the picture. It prints how often the model is
+right, how much of the logit difference the circuit keeps, on the pairs that it was found on and on
+others, and every edge with its score.
+"""
+
+import argparse
+from pathlib import Path
+
+from mingpt.interpretability import figures
+from mingpt.interpretability.circuits import METHODS, find_circuit, unpatched_metrics
+from mingpt.interpretability.graph import record_base_runs
+from mingpt.interpretability.tasks import TASKS, load_task
+from mingpt.model import GPT
+
+
+def study(name, task, method, keep, pairs, output):
+    """Find a circuit, measure it, draw it and write it."""
+    figures.check_output(output)
+    model = GPT.from_pretrained(name)
+    # Another seed than find_circuit's, so that these are other pairs.
+    others = load_task(model, task, pairs, seed=1)
+    circuit = find_circuit(model, task, method).smaller(keep)
+    print_measures(circuit, others)
+    for sender, reader, score in circuit.edges:
+        print(f"{sender:>8} -> {reader:8} {score:7.3f}")
+    circuit.plot(output)
+    circuit.to_json(Path(output).with_suffix(".json"))
+
+
+def print_measures(circuit, others):
+    """Print what the model does on other pairs, and how much of it the circuit does."""
+    bases = [record_base_runs(circuit.model, batch) for batch in others]
+    clean, corrupted = unpatched_metrics(bases)
+    right = (clean > 0).float().mean()
+    possible = int(bases[0].graph.possible.sum())
+    print(
+        f"{len(clean)} other pairs: right on {right:.1%}, "
+        f"mean logit difference {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
+    )
+    print(
+        f"{circuit} of {possible} possible edges; "
+        f"faithfulness {circuit.faithfulness():.3f}, "
+        f"on the other pairs {circuit.faithfulness(others):.3f}; "
+        f"completeness, on the other pairs, {circuit.completeness(others):.3f}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
+    parser.add_argument("--task", default="name_recall", choices=TASKS)
+    parser.add_argument("--method", default="path_patching", choices=METHODS)
+    keep = "faithfulness of the circuit; default: %(default)s"
+    parser.add_argument("--keep", type=float, default=0.9, help=keep)
+    pairs = "pairs to measure it on; default: %(default)s"
+    parser.add_argument("--pairs", type=int, default=300, help=pairs)
+    output = "default: %(default)s; and a .json beside it"
+    parser.add_argument("--output", default="circuit.png", help=output)
+    options = parser.parse_args()
+    try:
+        study(
+            options.model,
+            options.task,
+            options.method,
+            options.keep,
+            options.pairs,
+            options.output,
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
