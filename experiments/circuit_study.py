@@ -11,14 +11,14 @@ import argparse
 from pathlib import Path
 
 from mingpt.interpretability import figures
-from mingpt.interpretability.circuits import METHODS, find_circuit, unpatched_metrics
-from mingpt.interpretability.graph import record_base_runs
+from mingpt.interpretability.circuits import METHODS, find_circuit
+from mingpt.interpretability.graph import record_task
 from mingpt.interpretability.tasks import TASKS, load_task
 from mingpt.model import GPT
 
 
 def study(name, task, method, keep, pairs, output):
-    """Find a circuit, measure it, draw it and write it."""
+    """Find a circuit of the named model, measure it, draw it and write it."""
     figures.check_output(output)
     model = GPT.from_pretrained(name)
     # Another seed than find_circuit's, so that these are other pairs.
@@ -33,10 +33,10 @@ def study(name, task, method, keep, pairs, output):
 
 def print_measures(circuit, others):
     """Print what the model does on other pairs, and how much of it the circuit does."""
-    bases = [record_base_runs(circuit.model, batch) for batch in others]
-    clean, corrupted = unpatched_metrics(bases)
+    runs = record_task(circuit.model, others)
+    clean, corrupted = runs.unpatched()
     right = (clean > 0).float().mean()
-    possible = int(bases[0].graph.possible.sum())
+    possible = int(runs.graph.possible.sum())
     print(
         f"{len(clean)} other pairs: right on {right:.1%}, "
         f"mean logit difference {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
@@ -50,10 +50,13 @@ def print_measures(circuit, others):
 
 
 def main():
+    """Read the command line; an error is one line, and the exit status 2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
+    parser.add_argument(
+        "name", metavar="model", help="a name or a folder, as GPT.from_pretrained takes it"
+    )
     parser.add_argument("--task", default="name_recall", choices=TASKS)
     parser.add_argument("--method", default="path_patching", choices=METHODS)
     keep = "faithfulness of the circuit; default: %(default)s"
@@ -64,14 +67,7 @@ def main():
     parser.add_argument("--output", default="circuit.png", help=output)
     options = parser.parse_args()
     try:
-        study(
-            options.model,
-            options.task,
-            options.method,
-            options.keep,
-            options.pairs,
-            options.output,
-        )
+        study(**vars(options))
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 

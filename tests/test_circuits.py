@@ -7,15 +7,9 @@ import torch
 from experiments import circuit_study
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import circuits
-from mingpt.interpretability.circuits import (
-    Batch,
-    edge_attribution,
-    find_circuit,
-    layout,
-    load_task,
-    record_base_runs,
-    run_circuit,
-)
+from mingpt.interpretability.circuits import edge_attribution, find_circuit
+from mingpt.interpretability.graph import layout, record_base_runs, run_circuit
+from mingpt.interpretability.tasks import Batch, load_task
 from mingpt.model import GPT, GPTConfig, Patch
 from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
 
@@ -258,11 +252,25 @@ def test_a_circuit_says_what_each_edge_is_worth(handmade):
     assert lost["embed", "1.2.q"] == pytest.approx(0.5, abs=1e-4)  # neither answer is ahead
     assert handmade.nodes == ["embed", "0.1", "1.2", "logits"]
     assert [size for size, _ in handmade.curve((1, 2, 5))] == [0, 2, 5]
-    # with queries and keys both of the corrupted text the head looks where it did: two edges are faithful
+    # with queries and keys both of the corrupted text the head looks where it did: two edges do
     assert {edge[:2] for edge in handmade.smaller(0.9).edges} == {
         ("embed", "1.2.v"),
         ("1.2", "logits"),
     }
+
+
+def test_the_base_runs_are_computed_once_a_task(monkeypatch):
+    """acdc and all measures of a circuit use one clean and one corrupted run of its pairs."""
+    model = induction_model()
+    count = []
+    stream = model.stream
+    monkeypatch.setattr(model, "stream", lambda *inputs: count.append(1) or stream(*inputs))
+    pairs = load_task(model, "induction", count=5)
+    circuit = find_circuit(model, pairs, "acdc")
+    circuit.smaller(0.9).minimality()
+    circuit.curve((1, 2, 5))
+    assert circuit.completeness() == pytest.approx(0, abs=1e-4)
+    assert len(pairs) == 1 and len(count) == 2
 
 
 def test_a_circuit_comes_back_from_its_file(handmade, tmp_path):

@@ -43,6 +43,7 @@ def load_task(model, task, count=100, seed=0):
     if not pairs:
         raise ValueError("the task has no pairs; give at least one")
 
+    # Only texts of equal length can be run side by side.
     by_length = {}
     for pair in pairs:
         by_length.setdefault(pair.clean.size(1), []).append(pair)
@@ -64,9 +65,9 @@ def _draw_pairs(model, name, count, seed):
     pairs = []
     reason = ""
     for _ in range(TRIES * count):
-        # Words of several tokens make some texts unfit; others are drawn for them.
+        # Where a word is several tokens, the texts may not match; then others are drawn.
         try:
-            pairs.append(_read_pair(model, TASKS[name](model, rng)))
+            pairs += load_task(model, [TASKS[name](model, rng)])
         except ValueError as error:
             reason = error
         if len(pairs) == count:
@@ -84,6 +85,7 @@ def _read_pair(model, pair):
         raise ValueError(
             f"a pair has one clean and one corrupted text, got {len(clean)}; give each as a pair"
         )
+    # Several tokens may be right, or wrong: what counts is the mean of their logits.
     directions = []
     for answer, name in ((pair[2], "right"), (pair[3], "wrong")):
         tokens = answer if isinstance(answer, list) else [answer]
@@ -126,6 +128,7 @@ def _ioi(model, rng):
     receiver, giver = rng.sample(names, 2)
     place = rng.choice(["store", "park", "school", "office"])
     thing = rng.choice(["drink", "book", "ring", "letter"])
+    # The giver is named twice, so that the answer is the other one.
     start = f"When {receiver} and {giver} went to the {place}, "
     end = f" gave a {thing} to"
     return start + giver + end, start + receiver + end, f" {receiver}", f" {giver}"
@@ -140,6 +143,7 @@ def _greater_than(model, rng):
     year = rng.randint(2, 98)
     texts = (f" {century}{year:02}", f" {century}", f"{year:02}")
     whole, first, last = (encode(model, text)[0].tolist() for text in texts)
+    # The year must be two tokens, of which the answer is the second.
     if whole != first + last:
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
     start = f"The {event} lasted from the year {century}"
@@ -150,6 +154,8 @@ def _greater_than(model, rng):
     return f"{start}{year:02}{end}", f"{start}01{end}", later, earlier
 
 
+# Each takes a model and a random generator and gives a pair, as load_task takes it; a ValueError
+# says that this pair, or any, does not suit the model.
 TASKS = {
     "induction": _induction,
     "name_recall": _name_recall,
