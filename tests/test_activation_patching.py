@@ -489,6 +489,33 @@ def test_path_patching_says_which_receivers_there_are():
             path_patching(model, clean, corrupted, None, receiver, RIGHT, WRONG)
 
 
+@pytest.mark.parametrize(
+    "receivers",
+    [
+        ["2.1.q", "layer_2_head_1_q", (2, 1, "q"), ["2.1.q"], [[2, 1, "q"]]],
+        ["mlp 2", "layer_2_mlp", (2, "mlp"), ["mlp 2"]],
+        [["3.0.k", "mlp 2"], ["layer_3_head_0_k", (2, "mlp")]],
+    ],
+)
+def test_path_patching_reads_all_spellings_of_a_component(receivers):
+    model = make_model()
+    clean, corrupted = pairs(1, 5, [[1]])
+    effects = {
+        path_patching(model, clean, corrupted, sender, receiver, RIGHT, WRONG)
+        for sender in ("1.2", "layer_1_head_2", (1, 2), (1, "head", 2))
+        for receiver in receivers
+    }
+    assert len(effects) == 1 and abs(effects.pop()) > 1e-6
+
+
+def test_path_patching_says_which_senders_there_are():
+    model = make_model()
+    clean, corrupted = pairs(1, 5, [[1]])
+    for sender in ("1.2.q", "mlp 1", "logits", (1,), "4.0", "x"):
+        with pytest.raises(ValueError, match="sender must be a head|no component"):
+            path_patching(model, clean, corrupted, sender, "logits", RIGHT, WRONG)
+
+
 def test_attribution_patching_is_the_slope_where_a_patch_begins():
     """Every site: central differences of a patch that puts in a small share of the difference."""
     model, step = make_model(), 1e-6

@@ -1,18 +1,15 @@
-"""Edges against patched runs of the public forward, gradients against finite differences, circuits against a model
-whose edges are known because its weights are written by hand."""
+"""Edges against patched runs of the public forward, gradients against finite differences, circuits
+against a model whose edges are known because its weights are written by hand."""
 
 import pytest
 import torch
 
+from experiments import circuit_study
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import circuits
-from mingpt.interpretability.circuits import (
-    Batch,
-    edge_attribution,
-    find_circuit,
-    layout,
-    run_circuit,
-)
+from mingpt.interpretability.circuits import edge_attribution, find_circuit
+from mingpt.interpretability.graph import layout, record_base_runs, run_circuit
+from mingpt.interpretability.tasks import Batch, load_task
 from mingpt.model import GPT, GPTConfig, Patch
 from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
 
@@ -58,8 +55,10 @@ def sender_outputs(model, ids):
 
 
 @torch.no_grad()
-def fall_by_patched_forwards(model, batch, sender, reader):
-    """How far the metric falls when one edge is corrupted: the reader's output with a changed input, put in."""
+def drop_by_patched_forwards(model, batch, sender, reader):
+    """Drop of the metric when one edge is corrupted: the reader's output with a changed input, put
+    in.
+    """
     change = (
         sender_outputs(model, batch.corrupted)[sender] - sender_outputs(model, batch.clean)[sender]
     )
@@ -81,7 +80,8 @@ def fall_by_patched_forwards(model, batch, sender, reader):
 
 
 def test_the_layout_has_every_edge_once():
-    senders, readers, nodes, possible = layout(make_model())
+    graph = layout(make_model())
+    senders, readers, nodes, possible = graph.senders, graph.readers, graph.nodes, graph.possible
     assert len(senders) == 1 + L * (H + 1) and len(readers) == L * (3 * H + 1) + 1
     place = {name: number for number, name in enumerate([*senders, "logits"])}
     for r, reader in enumerate(readers):
@@ -96,43 +96,56 @@ def test_the_layout_has_every_edge_once():
 @torch.no_grad()
 def test_all_edges_are_the_clean_run_and_none_the_corrupted_one():
     model = make_model(scale_attn_by_inverse_layer_idx=True)
-    batch, possible = make_batch(model), layout(model).possible
+    batch = make_batch(model)
+    base = record_base_runs(model, batch)
+    possible = layout(model).possible
     for mask, ids in ((possible, batch.clean), (~possible, batch.corrupted)):
-        assert (
-            run_circuit(model, batch, mask).sub(metric_of(model, batch, ids)[:, 0]).abs().max()
-            < 1e-12
-        )
+        right = metric_of(model, batch, ids)[:, 0]
+        assert run_circuit(base, mask).sub(right).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("max_tokens", [4096, 50])
 def test_exact_scores_are_those_of_patched_forwards(max_tokens):
     model = make_model()
-    batch, (senders, readers, _, possible) = make_batch(model), layout(model)
+    batch = make_batch(model)
+    graph = layout(model)
     scores = edge_attribution(model, [batch], "exact", max_tokens=max_tokens)
-    assert scores.shape == possible.shape and scores[~possible].eq(0).all()
-    for r, s in possible.nonzero().tolist():
-        right = fall_by_patched_forwards(model, batch, senders[s], readers[r])
-        assert scores[r, s].item() == pytest.approx(right, abs=1e-12), (senders[s], readers[r])
+    assert scores.shape == graph.possible.shape and scores[~graph.possible].eq(0).all()
+    for r, s in graph.possible.nonzero().tolist():
+        sender = graph.senders[s]
+        reader = graph.readers[r]
+        right = drop_by_patched_forwards(model, batch, sender, reader)
+        assert scores[r, s].item() == pytest.approx(right, abs=1e-12), (sender, reader)
 
 
 @torch.no_grad()
 def test_a_circuit_without_one_edge_is_that_patched_forward():
     model = make_model()
-    batch, (senders, readers, _, possible) = make_batch(model), layout(model)
-    intact = run_circuit(model, batch, possible).mean().item()
-    for r, s in possible.nonzero().tolist()[::5]:
-        mask = possible.clone()
+    batch = make_batch(model)
+    base = record_base_runs(model, batch)
+    graph = layout(model)
+    intact = run_circuit(base, graph.possible).mean().item()
+    for r, s in graph.possible.nonzero().tolist()[::5]:
+        mask = graph.possible.clone()
         mask[r, s] = False
-        fall = intact - run_circuit(model, batch, mask).mean().item()
-        assert fall == pytest.approx(
-            fall_by_patched_forwards(model, batch, senders[s], readers[r]), abs=1e-12
+        drop = intact - run_circuit(base, mask).mean().item()
+        right = drop_by_patched_forwards(model, batch, graph.senders[s], graph.readers[r])
+        assert drop == pytest.approx(right, abs=1e-12)
+        # The layers below the reader's are clean, so that a run may begin there.
+        assert intact - run_circuit(base, mask, graph.layer_of(r)).mean().item() == pytest.approx(
+            right, abs=1e-12
         )
 
 
 def test_eap_is_the_derivative_by_each_edge():
-    """run_circuit takes shares of edges: the slope where one edge begins to be corrupted, by central differences."""
+    """run_circuit takes shares of edges: the slope where one begins to be corrupted, by central
+    differences.
+    """
     model = make_model()
-    batch, possible, step = make_batch(model), layout(model).possible, 1e-5
+    batch = make_batch(model)
+    base = record_base_runs(model, batch)
+    possible = layout(model).possible
+    step = 1e-5
     scores = edge_attribution(model, [batch], "eap")
     for r, s in possible.nonzero().tolist():
         ends = []
@@ -140,14 +153,16 @@ def test_eap_is_the_derivative_by_each_edge():
             mask = possible.double()
             mask[r, s] = share
             with torch.no_grad():
-                ends.append(run_circuit(model, batch, mask).mean().item())
+                ends.append(run_circuit(base, mask).mean().item())
         assert scores[r, s].item() == pytest.approx(
             (ends[1] - ends[0]) / (2 * step), abs=1e-7
         )  # their rounding
 
 
 def test_eap_ig_averages_the_gradient_on_the_way_from_corrupted_to_clean():
-    """At k/m of the way, k = 1 ... m: the embedding's edges together are its whole gradient times its change."""
+    """At k/m of the way, k = 1 ... m: the embedding's edges together are its whole gradient times
+    its change.
+    """
     model, steps = make_model(), 3
     batch = make_batch(model)
     clean, corrupted = (
@@ -168,7 +183,9 @@ def test_eap_ig_averages_the_gradient_on_the_way_from_corrupted_to_clean():
 
 
 def test_all_methods_agree_on_a_linear_model():
-    """Layer norms with a huge epsilon, uniform attention and a linear MLP: the estimates have nothing to leave out."""
+    """Layer norms with a huge epsilon, uniform attention and a linear MLP: the estimates have
+    nothing to leave out.
+    """
     model = make_model(layer_norm_epsilon=1e6, activation_function="relu")
     with torch.no_grad():
         for block in model.transformer.h:
@@ -206,7 +223,9 @@ def test_the_exact_methods_find_the_handmade_circuit_no_more_no_less(method):
 
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
 def test_the_gradient_methods_are_blind_to_saturated_attention(method):
-    """The handmade heads look at one key with all their weight: no gradient comes through queries and keys."""
+    """The handmade heads look at one key with all their weight: no gradient comes through queries
+    and keys.
+    """
     found = {
         (sender, reader)
         for sender, reader, _ in find_circuit(induction_model(), "induction", method).edges
@@ -233,11 +252,25 @@ def test_a_circuit_says_what_each_edge_is_worth(handmade):
     assert lost["embed", "1.2.q"] == pytest.approx(0.5, abs=1e-4)  # neither answer is ahead
     assert handmade.nodes == ["embed", "0.1", "1.2", "logits"]
     assert [size for size, _ in handmade.curve((1, 2, 5))] == [0, 2, 5]
-    # with queries and keys both of the corrupted text the head looks where it did: two edges are faithful
+    # with queries and keys both of the corrupted text the head looks where it did: two edges do
     assert {edge[:2] for edge in handmade.smaller(0.9).edges} == {
         ("embed", "1.2.v"),
         ("1.2", "logits"),
     }
+
+
+def test_the_base_runs_are_computed_once_a_task(monkeypatch):
+    """acdc and all measures of a circuit use one clean and one corrupted run of its pairs."""
+    model = induction_model()
+    count = []
+    stream = model.stream
+    monkeypatch.setattr(model, "stream", lambda *inputs: count.append(1) or stream(*inputs))
+    pairs = load_task(model, "induction", count=5)
+    circuit = find_circuit(model, pairs, "acdc")
+    circuit.smaller(0.9).minimality()
+    circuit.curve((1, 2, 5))
+    assert circuit.completeness() == pytest.approx(0, abs=1e-4)
+    assert len(pairs) == 1 and len(count) == 2
 
 
 def test_a_circuit_comes_back_from_its_file(handmade, tmp_path):
@@ -266,7 +299,7 @@ def test_pairs_of_different_lengths_are_run_in_batches_of_equal_ones():
             torch.cat((some, some[:-1]))[None] for some in (ids[:n], ids[n : 2 * n])
         )
         pairs.append((clean, corrupted, ids[n - 1].item(), [ids[2 * n - 1].item()]))
-    assert sorted(batch.clean.shape for batch in circuits.as_batches(model, pairs)) == [
+    assert sorted(batch.clean.shape for batch in load_task(model, pairs)) == [
         (1, 11),
         (2, 7),
     ]
@@ -308,14 +341,14 @@ def test_unfit_tasks_and_options_are_refused_with_the_reason():
 @pytest.mark.parametrize("task", ["name_recall", "ioi", "induction"])
 def test_tasks_give_aligned_pairs_that_differ_and_have_the_answers_of_their_texts(task):
     model = GPT.from_pretrained("names")
-    batches = circuits.as_batches(model, task, count=20)
+    batches = load_task(model, task, count=20)
     assert sum(len(batch.clean) for batch in batches) == 20
     for batch in batches:
         assert (
             batch.clean.shape == batch.corrupted.shape
             and (batch.clean != batch.corrupted).any(1).all()
         )
-    again = circuits.as_batches(model, task, count=20)
+    again = load_task(model, task, count=20)
     assert all(one.clean.equal(other.clean) for one, other in zip(batches, again))
 
 
@@ -332,7 +365,7 @@ def test_greater_than_asks_for_the_later_years():
         GPTConfig(n_layer=1, n_head=1, n_embd=4, vocab_size=tokenizer.n_vocab, block_size=64)
     ).eval()
     model.tokenizer = tokenizer
-    for batch in circuits.as_batches(model, "greater_than", count=5):
+    for batch in load_task(model, "greater_than", count=5):
         for clean, corrupted, direction in zip(*batch):
             assert (clean != corrupted).sum() == 1
             year = next(
@@ -398,7 +431,7 @@ def test_a_broken_file_is_no_circuit(handmade, tmp_path):
 
 def test_the_estimates_order_the_edges_of_a_trained_model_like_the_exact_scores():
     model = GPT.from_pretrained("names")
-    pairs = circuits.as_batches(model, "name_recall", count=2)
+    pairs = load_task(model, "name_recall", count=2)
     possible = layout(model).possible
     exact, eap = (
         edge_attribution(model, pairs, method)[possible].abs() for method in ("exact", "eap")
@@ -413,7 +446,7 @@ def test_the_command_finds_draws_and_measures_a_circuit(tmp_path, monkeypatch, c
     pretrained.save(induction_model(), tmp_path / "model")
     output = str(tmp_path / "c.png")
     arguments = [
-        "circuits",
+        "circuit_study",
         str(tmp_path / "model"),
         "--task",
         "induction",
@@ -423,12 +456,11 @@ def test_the_command_finds_draws_and_measures_a_circuit(tmp_path, monkeypatch, c
         output,
     ]
     monkeypatch.setattr("sys.argv", arguments)
-    circuits.main()
+    assert circuit_study.main() == 0
     printed = capsys.readouterr().out
     assert (
         "20 other pairs: right on 100.0%" in printed and "Circuit(path_patching, 2 edges" in printed
     )
     assert (tmp_path / "c.png").exists() and (tmp_path / "c.json").exists()
     monkeypatch.setattr("sys.argv", [*arguments, "--pairs", "0"])
-    with pytest.raises(SystemExit, match="2"):
-        circuits.main()
+    assert circuit_study.main() == 2

@@ -1,225 +1,184 @@
-"""What does each edge between two parts of the model carry?"""
+"""What does each edge between two parts of the model carry?
 
-from typing import NamedTuple
+An edge is what one reader takes from one sender's output in the residual stream (see graph.py). Its
+score says what the answer loses when this edge alone carries the corrupted run's value. An edge
+with a score near 0 may still be needed where another one, which can stand in for it, is corrupted
+too. Path patching asks the same of a head and all paths by which its output reaches a receiver
+without passing through another head.
+Sources: Wang et al. 2022 (arXiv 2211.00593), Syed et al. 2023 (EAP, arXiv 2310.10348), Hanna et al.
+2024 (EAP-IG, arXiv 2403.17806).
+"""
+
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from mingpt.interpretability import partial_runs, runs
+from mingpt.interpretability.graph import record_base_runs
 from mingpt.interpretability.inputs import answer_pair, encode_pair, parse_component
 from mingpt.interpretability.readout import answer_direction, logit_diff
-from mingpt.interpretability.tasks import as_batches
-from mingpt.sites import HEAD_SITES, Patch
+from mingpt.interpretability.tasks import load_task
+from mingpt.sites import Patch
 
-
-class Layout(NamedTuple):
-    """The graph of a model, in order: per layer its heads (2.1: layer, head) and its MLP."""
-
-    senders: list  # embed, 0.0, ..., mlp 0, 1.0, ...
-    readers: list  # 0.0.q, ..., 0.0.k, ..., 0.0.v, ..., mlp 0, 1.0.q, ..., logits
-    nodes: list  # of each reader, the node that it belongs to: 2.1.q -> 2.1
-    possible: torch.Tensor  # bool (readers, senders): the edges that exist
-
-
-def layout(model):
-    """The model's Layout."""
-    senders, readers, nodes, seen = ["embed"], [], [], []
-    for layer in range(model.config.n_layer):
-        heads, mlp = [f"{layer}.{head}" for head in range(model.config.n_head)], f"mlp {layer}"
-        readers += [*(f"{head}.{site}" for site in "qkv" for head in heads), mlp]
-        nodes += [*heads * 3, mlp]
-        seen += [len(senders)] * 3 * len(heads) + [len(senders) + len(heads)]
-        senders += [*heads, mlp]
-    possible = torch.arange(len(senders)) < torch.tensor([*seen, len(senders)])[:, None]
-    return Layout(senders, [*readers, "logits"], [*nodes, "logits"], possible)
-
-
-def _outputs(model, ids, sites=()):
-    """(what the run keeps, what each sender writes to the residual stream (S,B,T,C); biases are no sender's)."""
-    kept = runs.record(model, ids, ("resid_pre", "resid_mid", "resid_post", "z", "mlp_out", *sites))
-    written = [kept["resid_pre"][0][None]]
-    for layer, block in enumerate(model.transformer.h):
-        written += [_through_heads(block.attn, kept["z"][layer]), kept["mlp_out"][layer][None]]
-    return kept, torch.cat(written)
-
-
-def _through_heads(attn, z):
-    """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
-    weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,H,D)
-    return torch.einsum("bhtd,chd->hbtc", z, weight)
-
-
-def _metric(model, direction, ends):
-    """The metric of final residual vectors (...,B,C): (...,B), in logits; positive = the right answer is ahead."""
-    wide = torch.promote_types(ends.dtype, torch.float32)
-    return (model.transformer.ln_f(ends).to(wide) * direction.to(wide)).sum(-1)
-
-
-@torch.no_grad()
-def run_circuit(model, batch, mask, start=0):
-    """(B,): the metric when along the edges in mask (readers, senders) the clean run goes, and along all others not.
-
-    Over the other edges each reader gets what the sender has in the corrupted run. Cost: 2 passes, with 3H copies of
-    the stream, since each head's q, k and v may read another one. start: the layer below which mask has all edges, so
-    that it is the clean run.
-    """
-    (kept, old), (_, clean) = _outputs(model, batch.corrupted), _outputs(model, batch.clean)
-    H, L, mask = model.config.n_head, model.config.n_layer, mask.to(old)
-    change = torch.zeros_like(old)  # of each sender's output, (S,B,T,C)
-    change[: 1 + start * (H + 1)] = (clean - old)[: 1 + start * (H + 1)]
-    for layer, block in list(enumerate(model.transformer.h))[start:]:
-        n, rows = 1 + layer * (H + 1), mask[layer * (3 * H + 1) :]
-        read = kept["resid_pre"][layer] + torch.einsum(
-            "rs,sbtc->rbtc", rows[: 3 * H, :n], change[:n]
-        )
-        weight = block.attn.c_attn.weight.view(3, H, -1, old.size(-1))  # (3C,C) -> (3,H,D,C)
-        qkv = torch.einsum("xhbtc,xhdc->xbhtd", block.ln_1(read).unflatten(0, (3, H)), weight)
-        q, k, v = qkv + block.attn.c_attn.bias.view(3, 1, H, 1, -1)  # (B,H,T,D) each
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.attn.scale)
-        change[n : n + H] = _through_heads(block.attn, z) - old[n : n + H]
-        read = kept["resid_mid"][layer] + torch.einsum(
-            "s,sbtc->btc", rows[3 * H, : n + H], change[: n + H]
-        )
-        change[n + H] = block.mlp(block.ln_2(read)) - old[n + H]
-    end = kept["resid_post"][L - 1][:, -1] + torch.einsum("s,sbc->bc", mask[-1], change[:, :, -1])
-    return _metric(model, batch.direction, end)
-
-
-@torch.no_grad()
-def _unpatched(model, batches):
-    """The metric of each pair's clean and of its corrupted run, 2 x (pairs,)."""
-    runs = [torch.cat((batch.clean, batch.corrupted)) for batch in batches]
-    ends = [
-        model.stream(ids)[:, -1].view(2, len(batch.clean), -1) for ids, batch in zip(runs, batches)
-    ]
-    return torch.cat([_metric(model, batch.direction, end) for end, batch in zip(ends, batches)], 1)
+METHODS = ("exact", "eap", "eap-ig-inputs")
 
 
 def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=4096):
-    """Score of every edge, (readers, senders) as in `layout`, in logits, averaged over the pairs; 0 where none is.
+    """Score of every edge, (R,S) as in `layout`, in logits, averaged over the pairs; else 0.
 
-    How far the metric falls when in the clean run the edge alone carries what it carries in the corrupted run;
-    positive = the edge speaks for the right answer. method "exact": each edge patched. "eap": to first order, (clean -
-    corrupted output) times the gradient at the reader in the clean run. "eap-ig-inputs": the gradient averaged over
-    runs whose embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps.
-    Cost: 2 passes; and exact, the tails of a run per edge; eap, a pass and a backward; eap-ig-inputs, steps of them.
+    The score is the drop of the metric when this one edge gets its corrupted value in the clean
+    run; positive = it supports the right answer. task: as in find_circuit.
+    method "exact": each edge patched. "eap": to first order, (clean - corrupted output) times the
+    gradient at the reader in the clean run. "eap-ig-inputs": the gradient averaged over runs whose
+    embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps.
+    Cost: 2 passes; and exact, the tails of a run per edge; eap, a pass and a backward;
+    eap-ig-inputs, steps of them.
     """
-    if method not in ("exact", "eap", "eap-ig-inputs") or steps < 1:
-        raise ValueError(
-            f'method must be "exact", "eap" or "eap-ig-inputs", steps from 1; got {method!r}, {steps}'
-        )
-    runs.check_model(model)
-    batches = as_batches(model, task)
-    total = sum(len(batch.clean) for batch in batches)
-    scores = 0
-    for batch in tqdm(batches, desc=method, unit="batch", disable=None):
-        if method == "exact":
-            scores = scores + _exact_scores(model, batch, max_tokens)
-        else:
-            scores = scores + _gradient_scores(model, batch, 1 if method == "eap" else steps)
-    return scores / total
-
-
-def _gradient_scores(model, batch, steps):
-    """Summed over the pairs; steps = 1 is the gradient of the clean run itself."""
-    with torch.no_grad():
-        (_, clean), (_, corrupted) = _outputs(model, batch.clean), _outputs(model, batch.corrupted)
-    scores = 0
-    for step in range(1, steps + 1):
-        embedding = torch.lerp(corrupted[0], clean[0], step / steps)
-        gradients = _gradients(model, batch, embedding)
-        scores = scores + torch.cat(
-            [torch.einsum("rbtc,sbtc->rs", g, clean - corrupted) for g in gradients]
-        )
-    return scores * layout(model).possible.to(scores) / steps
-
-
-def _gradients(model, batch, embedding):
-    """The metric's gradient by what each reader reads, in pieces (some readers,B,T,C), in the order of `layout`."""
-    H, sites = (
-        model.config.n_head,
-        ("resid_pre", "q", "k", "v", "resid_mid", "mlp_pre", "resid_post"),
-    )
-    with torch.enable_grad():
-        start = [Patch(0, None, embedding, "resid_pre")]
-        end, kept = runs.record_with_gradient(model, batch.clean, sites, start)
-        metric = _metric(model, batch.direction, end[:, -1]).sum()
-        by = dict(zip(kept, torch.autograd.grad(metric, list(kept.values()))))
-    pieces = []
-    for layer, block in enumerate(model.transformer.h):
-        qkv = torch.stack([by[site, layer] for site in "qkv"])  # (3,B,H,T,D)
-        weight = block.attn.c_attn.weight.detach().view(3, H, -1, embedding.size(-1))
-        by_norm = torch.einsum("xbhtd,xhdc->xhbtc", qkv, weight).flatten(0, 1)  # (3H,B,T,C)
-        pieces.append(_through_norm(block.ln_1, kept["resid_pre", layer], by_norm))
-        by_norm = (
-            by["mlp_pre", layer] @ block.mlp.c_fc.weight.detach()
-        )  # (B,T,4C) @ (4C,C) -> (B,T,C)
-        pieces.append(_through_norm(block.ln_2, kept["resid_mid", layer], by_norm[None]))
-    return [*pieces, by["resid_post", model.config.n_layer - 1][None]]
-
-
-def _through_norm(norm, x, gradients):
-    """Gradients (R,B,T,C) by the layer norm's output -> by its input x (B,T,C)."""
-    x = x.detach().expand_as(gradients).requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(norm(x), x, gradients)[0]
+    if method not in METHODS or steps < 1:
+        known = 'method must be "exact", "eap" or "eap-ig-inputs", steps from 1'
+        raise ValueError(f"{known}; got {method!r}, {steps}")
+    batches = tqdm(load_task(model, task), desc=method, unit="batch", disable=None)
+    # One at a time: the base runs of many pairs together would take much memory.
+    bases = (record_base_runs(model, batch) for batch in batches)
+    return score_edges(bases, method, steps, max_tokens)
 
 
 @torch.no_grad()
-def _exact_scores(model, batch, max_tokens):
-    """Summed over the pairs, by patched runs that all end in `tails.finish`."""
-    kept, clean = _outputs(model, batch.clean, ("q", "k", "v"))
-    change = _outputs(model, batch.corrupted)[1] - clean  # (S,B,T,C)
-    base, (B, T), H = kept, batch.clean.shape, model.config.n_head
-    intact = _metric(
-        model, batch.direction, kept["resid_post"][model.config.n_layer - 1][:, -1]
-    ).sum()
-    scores = []
-
-    def fall(end):  # (B,R,1,C) -> (R,)
-        return intact - _metric(model, batch.direction, end[:, :, 0].transpose(0, 1)).sum(-1)
-
-    for layer in range(model.config.n_layer):
-        n = 1 + layer * (H + 1)
-        for n_runs, senders, read in ((3 * H, n, _heads_read), (1, n + H, _mlp_reads)):
-            at_once = max(1, max_tokens // (B * T * n_runs))
-            found = []
-            for some in change[:senders].split(at_once):
-
-                def inject(start, positions, some=some, read=read):
-                    return {0: read(model, base, start - 1, some)}
-
-                ends = partial_runs.run_patched(
-                    model, base, inject, [layer + 1], [0], n_runs * len(some), read=fall
-                )
-                found.append(ends[0, 0])
-            scores.append(
-                F.pad(torch.cat(found).view(senders, n_runs).T, (0, len(change) - senders))
-            )
-    ends = kept["resid_post"][model.config.n_layer - 1][:, -1] + change[:, :, -1]  # (S,B,C)
-    return torch.cat([*scores, fall(ends.transpose(0, 1)[:, :, None])[None]])
+def score_edges(bases, method, steps=5, max_tokens=4096):
+    """edge_attribution of batches whose BaseRuns are there already: (R,S)."""
+    scores = 0
+    pairs = 0
+    for base in bases:
+        if method == "exact":
+            scores = scores + _exact_scores(base, max_tokens)
+        else:
+            scores = scores + _gradient_scores(base, 1 if method == "eap" else steps)
+        pairs += len(base.batch.clean)
+    return scores / pairs
 
 
-def _heads_read(model, base, layer, changes):
-    """(B,S*3H,T,C): the stream after the block when one head's q, k or v reads a stream changed by one of (S,B,T,C)."""
-    block = model.transformer.h[layer]
-    qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + changes)).unflatten(
-        -1, (3, model.config.n_head, -1)
-    )
+def _exact_scores(base, max_tokens):
+    """(R,S), summed over the pairs: each edge is patched in a run of its own."""
+    L = base.graph.n_layer
+    H = base.graph.n_head
+    S = len(base.graph.senders)
+    rows = []
+    for layer in range(L):
+        senders = base.graph.first_sender(layer)
+        for role in "qkv":
+            rows.append(_drops(base, layer, role, senders, max_tokens))
+        # The MLP reads the heads of its own layer too.
+        rows.append(_drops(base, layer, "mlp", senders + H, max_tokens))
+    # The logits read the stream after the last block.
+    end = base.clean["resid_post"][L - 1][:, None]  # (B,1,T,C)
+    streams = end - base.change.transpose(0, 1)  # (B,S,T,C)
+    drops = _measure_drops(base, L, streams, max_tokens)
+    rows.append(drops[None])
+    padded = [F.pad(row, (0, S - row.size(1))) for row in rows]
+    return torch.cat(padded)
+
+
+def _drops(base, layer, role, senders, max_tokens):
+    """(n,senders): the drops for the first senders and n readers: the heads' q, or the MLP."""
+    B, T = base.batch.clean.shape
+    n = 1 if role == "mlp" else base.graph.n_head
+    at_once = max(1, max_tokens // (B * T * n))
+    columns = []
+    for changes in base.change[:senders].split(at_once):
+        streams = _corrupt_reads(base, layer, role, changes)
+        drops = _measure_drops(base, layer + 1, streams, max_tokens)
+        columns.append(drops.view(-1, n))
+    return torch.cat(columns).T
+
+
+def _corrupt_reads(base, layer, role, changes):
+    """(B,s*n,T,C): the stream after the block, where one of n readers reads one sender corrupted.
+
+    changes: (s,B,T,C), clean - corrupted outputs of s senders. All else that the block reads is
+    clean.
+    """
+    block = base.model.transformer.h[layer]
+    if role == "mlp":
+        mid = base.clean["resid_mid"][layer]
+        streams = mid + block.mlp(block.ln_2(mid - changes))  # (s,B,T,C)
+        return streams.transpose(0, 1)
+    H = base.graph.n_head
+    read = base.clean["resid_pre"][layer] - changes
+    qkv = block.attn.c_attn(block.ln_1(read))  # (s,B,T,3C)
+    part = qkv.chunk(3, -1)["qkv".index(role)]
+    new = part.unflatten(-1, (H, -1)).transpose(2, 3)  # (s,B,T,C) -> (s,B,H,T,D)
     streams = []
-    for one in qkv:  # (B,T,3,H,D)
-        for site, new in zip("qkv", one.permute(2, 0, 3, 1, 4)):  # (B,H,T,D)
-            streams.append(
-                partial_runs.patched_stream(model, base, layer, site, new, 0, slice(None))
-            )
+    for of_sender in new:
+        # For each head a stream in which that head alone has its new input: (B,H,T,C).
+        streams.append(partial_runs.patched_stream(base.model, base.clean, layer, role, of_sender))
     return torch.cat(streams, 1)
 
 
-def _mlp_reads(model, base, layer, changes):
-    """(B,S,T,C): the same for the MLP."""
-    block, mid = model.transformer.h[layer], base["resid_mid"][layer]
-    return (mid + block.mlp(block.ln_2(mid + changes))).transpose(0, 1)
+def _measure_drops(base, start, streams, max_tokens):
+    """(R,): drop of the metric, summed over the pairs, of runs that go on from before a block.
+
+    streams: (B,R,T,C), the residual stream before block `start`.
+    """
+    intact = base.unpatched()[0].sum()
+
+    def inject(start, positions):
+        return {0: streams}
+
+    def drop(ends):  # (B,R,1,C) -> (R,)
+        return intact - base.metric(partial_runs.last_token(ends)).sum(-1)
+
+    patched = partial_runs.PatchedRuns([start], [0], streams.size(1), inject)
+    drops = partial_runs.run_patched(base.model, base.clean, patched, max_tokens, drop)
+    return drops[0, 0]  # (1,1,R) -> (R,)
+
+
+def _gradient_scores(base, steps):
+    """(R,S), summed over the pairs; steps = 1 is the gradient of the clean run itself."""
+    clean = base.clean["resid_pre"][0]
+    corrupted = base.corrupted["resid_pre"][0]
+    scores = 0
+    for step in range(1, steps + 1):
+        embedding = torch.lerp(corrupted, clean, step / steps)
+        rows = []
+        for gradient in _gradients(base, embedding):
+            row = torch.einsum("rbtc,sbtc->rs", gradient, base.change)
+            rows.append(row)
+        scores = scores + torch.cat(rows) / steps
+    return scores * base.graph.possible.to(scores)
+
+
+def _gradients(base, embedding):
+    """Yield the metric's gradient by what the readers read, in order: a few (r,B,T,C) at a time."""
+    H = base.graph.n_head
+    put_in = Patch(0, None, embedding, "resid_pre")
+    sites = ("resid_pre", "q", "k", "v", "resid_mid", "mlp_pre", "resid_post")
+    with torch.enable_grad():
+        end, x = runs.record_with_gradient(base.model, base.batch.clean, sites, [put_in])
+        metric = base.metric(end[:, -1]).sum()
+        gradients = torch.autograd.grad(metric, list(x.values()))
+    by = dict(zip(x, gradients))
+
+    # The gradient by the stream is that of all readers together; by q, k, v and mlp_pre it is one
+    # reader's own, and goes back from there to what the reader read: linear layer, then layer norm.
+    for layer, block in enumerate(base.model.transformer.h):
+        by_qkv = torch.stack([by[role, layer] for role in "qkv"])  # (3,B,H,T,D)
+        weight = block.attn.c_attn.weight.unflatten(0, (3, H, -1))  # (3C,C) -> (3,H,D,C)
+        by_normed = torch.einsum("xbhtd,xhdc->xhbtc", by_qkv, weight)  # (3,H,B,T,C)
+        by_normed = by_normed.flatten(0, 1)  # (3H,B,T,C)
+        yield _back_through_norm(block.ln_1, x["resid_pre", layer], by_normed)
+        by_normed = by["mlp_pre", layer] @ block.mlp.c_fc.weight  # (B,T,4C) -> (B,T,C)
+        yield _back_through_norm(block.ln_2, x["resid_mid", layer], by_normed[None])
+    yield by["resid_post", layer][None]
+
+
+def _back_through_norm(norm, x, gradients):
+    """Gradients (R,B,T,C) by the layer norm's output -> by its input x (B,T,C)."""
+    x = x.detach().expand_as(gradients).requires_grad_()
+    with torch.enable_grad():
+        y = norm(x)
+    return torch.autograd.grad(y, x, gradients)[0]
 
 
 @torch.no_grad()
@@ -234,101 +193,135 @@ def path_patching(
     freeze_mlps=False,
     max_tokens=4096,
 ):
-    """Effect of a head, (layer, head), along its direct paths to the receiver, in logits; sender None: of all, (L,H).
+    """Effect of a head along its direct paths to the receiver, a float, in logits; of all, (L,H).
 
-    The clean run with one head's output taken from the corrupted run, as far as the receiver reads it: all other heads
-    stay as in the clean run, MLPs on the way are computed anew, or stay too with freeze_mlps. Then the clean run with
-    what the receiver makes of it, and all else above computed anew. effect = logit_diff of that run - logit_diff of
-    the clean run, where logit_diff = logit(corrupted answer) - logit(clean answer) at the last position, averaged over
-    the pairs; positive = the path carries the clean answer. 0 where no path leads from the head to the receiver.
-    receiver: "logits", (layer, "mlp"), (layer, head, "q") or "k" or "v", or a list of these, received together.
-    Inputs and answers as in patch_layers. Cost: 2 passes, and for each head the MLPs below the receiver and 1 pass.
+    First a run with all heads as in the clean run, but the sender as in the corrupted one; MLPs are
+    computed anew, or stay clean too with freeze_mlps. Then the clean run with the receiver as in
+    that run, and all above it computed anew. effect = logit_diff of the second run - logit_diff of
+    the clean run, where logit_diff = logit(corrupted answer) - logit(clean answer) at the last
+    position, averaged over the pairs; positive = the path carries the clean answer. 0 where no path
+    leads from the head to the receiver.
+    sender: a head, "3.5", or None for all heads, each by itself. receiver: "logits", "mlp 3",
+    "3.5.q" (or .k or .v), or a list of these, received together. Inputs and answers as in
+    patch_layers. max_tokens: how many tokens may be under way at once, which bounds the memory.
+    Cost: 2 passes; for each head the layers from its own up to the receiver, and from there up.
     Source: Wang et al. 2022 (arXiv 2211.00593), appendix B.
     """
-    runs.check_model(model)
-    clean, corrupted = encode_pair(model, clean_input, corrupted_input)
-    right, wrong = answer_pair(model, clean, corrupted, target_token, corrupted_token)
-    receivers = _receivers(model, receiver)
-    if len(receivers) > 1 and any(site == "logits" for _, site, _ in receivers):
+    clean_ids, corrupted_ids = encode_pair(model, clean_input, corrupted_input)
+    answers = answer_pair(model, clean_ids, corrupted_ids, target_token, corrupted_token)
+    receivers = _read_receivers(model, receiver)
+    senders = _read_senders(model, sender, max_tokens // clean_ids.numel())
+    clean = runs.record(model, clean_ids, ("resid_pre", "z", "mlp_out"))
+    corrupted_z = runs.record(model, corrupted_ids, ("z",))["z"]
+
+    L = model.config.n_layer
+    direction = answer_direction(model, *answers)  # (B,C)
+    intact = logit_diff(model, clean["resid_post"][L - 1][:, -1], direction)  # (B,)
+    effect = intact.new_zeros(L, model.config.n_head)
+    for layer, heads in tqdm(senders, desc="path patching", unit="batch", disable=None):
+        patches = _receive(model, clean, corrupted_z, layer, heads, receivers, freeze_mlps)
+        if patches:
+            ends = _run_received(model, clean, patches, len(heads))  # (R,B,C)
+            change = logit_diff(model, ends, direction) - intact  # (R,B)
+            # The published sign: corrupted minus clean answer.
+            effect[layer, heads] = -change.mean(1)
+    return effect if sender is None else effect[senders[0]].item()
+
+
+def _read_senders(model, sender, at_once):
+    """[(layer, some of its heads, at most at_once)]: of one head, or with None of all."""
+    if sender is not None:
+        kind, layer, head, role = parse_component(model, sender)
+        if kind != "head" or role:
+            raise ValueError(f'sender must be a head, "3.5" or (3, 5), or None; got {sender!r}')
+        return [(layer, [head])]
+    senders = []
+    for layer in range(model.config.n_layer):
+        heads = torch.arange(model.config.n_head)
+        for chunk in heads.split(max(1, at_once)):
+            senders.append((layer, chunk.tolist()))
+    return senders
+
+
+def _read_receivers(model, receiver):
+    """[(layer, site, head)]: the places where what receives is put into a run."""
+    names = receiver if isinstance(receiver, list) and receiver else [receiver]
+    receivers = []
+    for name in names:
+        kind, layer, head, role = parse_component(model, name)
+        if kind == "logits":
+            receivers.append((model.config.n_layer - 1, "resid_post", None))
+        elif kind == "mlp":
+            receivers.append((layer, "mlp_out", None))
+        elif role:
+            receivers.append((layer, role, head))
+        else:
+            known = '"logits", "mlp 3", "3.5.q", or .k or .v, or a list'
+            raise ValueError(f"no receiver {name!r}; write {known}")
+    sites = [site for _, site, _ in receivers]
+    if "resid_post" in sites and len(sites) > 1:
         raise ValueError(
             '"logits" receive by themselves: what else received would reach them a second time'
         )
-    if sender is not None and not (isinstance(sender, tuple) and len(sender) == 2):
-        raise ValueError(f"sender must be (layer, head) or None, got {sender!r}")
-    senders = [parse_component(model, sender)[1:3]] if sender else None
-    base = runs.record(model, clean, ("resid_pre", "resid_mid", "resid_post", "mlp_out", "z"))
-    z = runs.record(model, corrupted, ("z",))["z"]
-    direction = answer_direction(model, right, wrong)[:, None]
-    measure = lambda streams: -logit_diff(model, streams[:, :, -1], direction).mean(0)
-    L, H, (B, T) = model.config.n_layer, model.config.n_head, clean.shape
-    unpatched = measure(base["resid_post"][L - 1][:, None])
-    effect = unpatched.new_zeros(L, H)
-    top = max(layer for layer, _, _ in receivers)
-    senders = senders or [(layer, head) for layer in range(min(top + 1, L)) for head in range(H)]
-    at_once = max(1, max_tokens // (B * T))
-    for start in tqdm(
-        range(0, len(senders), at_once), desc="path patching", unit="batch", disable=None
-    ):
-        some = senders[start : start + at_once]
-        patches, change = _received(model, base, z, some, receivers, freeze_mlps)
-        ids = clean.expand(len(some), B, T).reshape(-1, T)  # runs side by side, each with all pairs
-        end = runs.run(model, ids, patches)[:, -1].view(len(some), B, -1) + change[:, :, -1]
-        effect[tuple(zip(*some))] = measure(end.transpose(0, 1)[:, :, None]) - unpatched
-    return effect[senders[0]].item() if sender else effect
+    return receivers
 
 
-def _receivers(model, receiver):
-    """[(layer, site, head)]: where receivers are put into a run; the logits as layer L."""
-    found = []
-    for each in receiver if isinstance(receiver, list) and receiver else [receiver]:
-        pieces = tuple(each) if isinstance(each, (tuple, list)) else ()
-        if each == "logits":
-            found.append((model.config.n_layer, "logits", None))
-        elif len(pieces) == 2 and pieces[1] == "mlp":
-            found.append((parse_component(model, pieces).layer, "mlp_out", None))
-        elif len(pieces) == 3 and pieces[2] in ("q", "k", "v"):
-            _, layer, head, _ = parse_component(model, pieces)
-            found.append((layer, pieces[2], head))
-        else:
-            raise ValueError(
-                f'no receiver {each!r}; write "logits", (3, "mlp"), (3, 5, "q"), or "k" or "v", or a list'
-            )
-    return found
+def _receive(model, clean, corrupted_z, layer, heads, receivers, freeze_mlps):
+    """Patches with what the receivers compute in R runs, where one of the heads is corrupted.
 
-
-def _received(model, base, z, senders, receivers, freeze_mlps):
-    """(patches with what each receiver makes of the senders, what reaches the logits directly (R,B,T,C)).
-
-    base: of the clean run; z: of the corrupted one. The patches are for R*B inputs, run after run.
+    heads: R heads of the layer, one for each run; all other heads are as in the clean run. The
+    patches are (R*B,...), run after run. Receivers below the layer, where no path leads, have none.
     """
-    heads = {
-        layer: [(i, head) for i, (at, head) in enumerate(senders) if at == layer]
-        for layer, _ in senders
-    }
-    change = base["resid_pre"][0].new_zeros(
-        len(senders), *base["resid_pre"][0].shape
-    )  # of the stream, (R,B,T,C)
+    R = len(heads)
+    B = len(clean["resid_pre"][layer])
     patches = []
-    for layer, block in enumerate(model.transformer.h):
-        here = [(site, head) for at, site, head in receivers if at == layer]
-        if any(site in HEAD_SITES for site, _ in here):
-            qkv = block.attn.c_attn(block.ln_1(base["resid_pre"][layer] + change)).flatten(
-                0, 1
-            )  # (RB,T,3C)
-            qkv = qkv.unflatten(-1, (3, model.config.n_head, -1))  # (RB,T,3,H,D)
-        for i, head in heads.get(layer, ()):
-            weight = block.attn.c_proj.weight.view(change.size(-1), model.config.n_head, -1)[
-                :, head
-            ]  # (C,D)
-            change[i] += (
-                z[layer][:, head] - base["z"][layer][:, head]
-            ) @ weight.T  # (B,T,D) @ (D,C) -> (B,T,C)
-        mlp_out = block.mlp(block.ln_2(base["resid_mid"][layer] + change))  # (R,B,T,C)
-        for site, head in here:
-            new = mlp_out.flatten(0, 1) if site == "mlp_out" else qkv[:, :, "qkv".index(site), head]
-            patches.append(Patch(layer, None, new, site, head))
-        if not freeze_mlps:
-            change = change + mlp_out - base["mlp_out"][layer]
-    if not any(site == "logits" for _, site, _ in receivers):
-        change = torch.zeros_like(change)
-    return patches, change
+
+    def tap(at, site, x):
+        for receiver_layer, receiver_site, head in receivers:
+            if (receiver_layer, receiver_site) == (at, site):
+                received = x if head is None else x[:, head]
+                patches.append(Patch(at, None, received, site, head))
+        if site == "z":
+            x = _side_by_side(clean["z"][at], R)  # (R*B,H,T,D)
+        if site == "z" and at == layer:
+            for run, head in enumerate(heads):
+                rows = slice(run * B, (run + 1) * B)
+                x[rows, head] = corrupted_z[layer][:, head]
+        if site == "mlp_out" and freeze_mlps:
+            x = _side_by_side(clean["mlp_out"][at], R)
+        return x
+
+    # Below the sender nothing is changed, and above the last receiver nothing is received.
+    top = max(receiver_layer for receiver_layer, _, _ in receivers)
+    start = _side_by_side(clean["resid_pre"][layer], R)
+    _run_blocks(model, start, range(layer, top + 1), tap)
+    return patches
+
+
+def _run_received(model, clean, patches, R):
+    """(R,B,C): the final residual vectors of R clean runs with the patches of _receive."""
+
+    def tap(at, site, x):
+        for patch in patches:
+            if (patch.layer, patch.site) == (at, site):
+                x = patch.apply(x)
+        return x
+
+    # Below the lowest receiver all is as in the clean run.
+    lowest = min(patch.layer for patch in patches)
+    start = _side_by_side(clean["resid_pre"][lowest], R)
+    layers = range(lowest, model.config.n_layer)
+    x = _run_blocks(model, start, layers, tap)
+    return x[:, -1].unflatten(0, (R, -1))  # (R*B,T,C) -> (R,B,C)
+
+
+def _run_blocks(model, x, layers, tap):
+    """The residual stream x (B,T,C) after these layers; tap(layer, site, tensor) at every site."""
+    for layer in layers:
+        x = model.transformer.h[layer](x, partial(tap, layer))
+    return x
+
+
+def _side_by_side(x, R):
+    """(R*B,...): R copies of x (B,...), one behind the other."""
+    return torch.cat([x] * R)

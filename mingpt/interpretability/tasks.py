@@ -1,127 +1,164 @@
-"""Which pairs of texts ask the model to do something? The built-in tasks, and the user's own pairs, as batches."""
+"""Which pairs of texts ask the model to do something? The built-in tasks, and the user's own pairs,
+as batches.
+
+The clean text of a pair asks for one answer, the clean answer; the corrupted text, which has as
+many tokens, asks for another one, or leaves it open. What a task is done by is found only as far as
+its two texts differ.
+"""
 
 import random
 from typing import NamedTuple
 
 import torch
 
-from mingpt import names
 from mingpt.interpretability.inputs import answer_ids, encode, encode_pair
+from mingpt.interpretability.readout import answer_direction
+
+MAX_TOKENS = 512  # of a batch, which bounds the memory that its runs take
+TRIES = 50  # for each pair that is drawn: not every text suits every tokenizer
 
 
 class Batch(NamedTuple):
-    """Pairs of equal length. The metric is the last normalised vector times direction: logit(right) - logit(wrong)."""
+    """Pairs of texts of equal token lengths, and what is measured at their ends."""
 
-    clean: torch.Tensor  # (B,T)
-    corrupted: torch.Tensor  # (B,T)
-    direction: torch.Tensor  # (B,C), a difference of rows of the output matrix, or of means of rows
+    clean: torch.Tensor  # ids (B,T)
+    corrupted: torch.Tensor  # ids (B,T)
+    direction: torch.Tensor  # (B,C), of readout.answer_direction; of several answers, the mean
 
 
-def as_batches(model, task, count=100, seed=0):
-    """A task or the user's pairs, as find_circuit takes them, in Batches of pairs of equal length."""
-    if task and isinstance(task, list) and all(isinstance(batch, Batch) for batch in task):
+def load_task(model, task, count=100, seed=0):
+    """The Batches of a task, a list; each has pairs of one length.
+
+    task: the name of a built-in task, of which `count` pairs are drawn; or a list of pairs (clean,
+    corrupted, right answer, wrong answer), whose texts are texts or ids (1,T), and each answer a
+    token or a list of tokens; or a list of Batches, which comes back as it is. ValueError if a pair
+    cannot be compared token by token.
+    """
+    if isinstance(task, str):
+        pairs = _draw_pairs(model, task, count, seed)
+    elif task and all(isinstance(batch, Batch) for batch in task):
         return task
-    pairs = (
-        [_read(model, pair) for pair in task]
-        if not isinstance(task, str)
-        else _draw(model, task, count, seed)
-    )
+    else:
+        pairs = [_read_pair(model, pair) for pair in task]
     if not pairs:
         raise ValueError("the task has no pairs; give at least one")
-    groups = {}
+
+    # Only texts of equal length can be run side by side.
+    by_length = {}
     for pair in pairs:
-        groups.setdefault(pair.clean.size(1), []).append(pair)
-    cut = [
-        (T, some[i : i + 512 // T + 1])
-        for T, some in groups.items()
-        for i in range(0, len(some), 512 // T + 1)
-    ]
-    return [Batch(*(torch.cat(parts) for parts in zip(*some))) for _, some in cut]
+        by_length.setdefault(pair.clean.size(1), []).append(pair)
+    batches = []
+    for T, alike in by_length.items():
+        size = MAX_TOKENS // T + 1
+        for first in range(0, len(alike), size):
+            columns = zip(*alike[first : first + size])
+            batches.append(Batch(*map(torch.cat, columns)))
+    return batches
 
 
-def _read(model, pair):
-    """One pair, as a Batch of one; ValueError if it cannot be compared token by token or an answer is no token."""
+def _draw_pairs(model, name, count, seed):
+    """`count` pairs of a built-in task, each as a Batch of one."""
+    if name not in TASKS:
+        known = ", ".join(TASKS)
+        raise ValueError(f"no task {name!r}; the tasks are {known}, or give pairs of your own")
+    rng = random.Random(seed)
+    pairs = []
+    reason = ""
+    for _ in range(TRIES * count):
+        # Where a word is several tokens, the texts may not match; then others are drawn.
+        try:
+            pairs += load_task(model, [TASKS[name](model, rng)])
+        except ValueError as error:
+            reason = error
+        if len(pairs) == count:
+            return pairs
+    usable = f"{len(pairs)} of {TRIES * count} pairs could be used"
+    raise ValueError(f"{name} does not suit this model: {usable}; the last: {reason}")
+
+
+def _read_pair(model, pair):
+    """One pair as a Batch of one; ValueError if its texts do not match or an answer is no token."""
     if len(pair) != 4 or any(answer is None or answer == [] for answer in pair[2:]):
         raise ValueError(f"a pair is (clean, corrupted, right answer, wrong answer), got {pair}")
-    clean, corrupted = encode_pair(model, *pair[:2])
+    clean, corrupted = encode_pair(model, pair[0], pair[1])
     if len(clean) != 1:
         raise ValueError(
             f"a pair has one clean and one corrupted text, got {len(clean)}; give each as a pair"
         )
-    means = []
-    for answer, name in zip(pair[2:], ("right", "wrong")):
+    # Several tokens may be right, or wrong: what counts is the mean of their logits.
+    directions = []
+    for answer, name in ((pair[2], "right"), (pair[3], "wrong")):
         tokens = answer if isinstance(answer, list) else [answer]
         ids = torch.cat([answer_ids(model, token, clean, corrupted, name) for token in tokens])
-        means.append(model.lm_head.weight[ids].detach().mean(0, keepdim=True))
-    return Batch(clean, corrupted, means[0] - means[1])
-
-
-def _draw(model, task, count, seed):
-    """So many pairs of a built-in task; those that are not token-aligned for this tokenizer are drawn again."""
-    if task not in TASKS:
-        raise ValueError(
-            f"no task {task!r}; the tasks are {', '.join(TASKS)}, or give pairs of your own"
-        )
-    rng, pairs, why = random.Random(seed), [], ""
-    for _ in range(50 * count):
-        try:
-            pairs.append(_read(model, TASKS[task](model, rng)))
-        except ValueError as error:
-            why = error
-        if len(pairs) == count:
-            return pairs
-    could = f"{len(pairs)} of {50 * count} pairs could be used"
-    raise ValueError(f"{task} does not suit this model: {could}; the last: {why}")
+        direction = answer_direction(model, ids).detach()
+        directions.append(direction.mean(0, keepdim=True))  # (tokens,C) -> (1,C)
+    return Batch(clean, corrupted, directions[0] - directions[1])
 
 
 def _induction(model, rng):
     """Random tokens and their beginning again; corrupted, other random tokens."""
-    V, n = model.config.vocab_size, min(10, model.config.vocab_size // 2, model.block_size // 2)
+    V = model.config.vocab_size
+    n = min(10, V // 2, model.block_size // 2)
     if n < 2:
         raise ValueError(
             f"{V} tokens and {model.block_size} positions leave no room to repeat something"
         )
     tokens = rng.sample(range(V), 2 * n)
-    clean, corrupted = (torch.tensor([some + some[: n - 1]]) for some in (tokens[:n], tokens[n:]))
-    return clean, corrupted, tokens[n - 1], tokens[-1]
+    clean = tokens[:n]
+    corrupted = tokens[n:]
+    return _repeat(clean), _repeat(corrupted), clean[-1], corrupted[-1]
+
+
+def _repeat(tokens):
+    """(1,2n-1): the n tokens and all but the last again; the last is what comes next."""
+    return torch.tensor([tokens + tokens[:-1]])
+
+
+def _name_recall(model, rng):
+    """A full name, and later the first name again; the corrupted text has another last name."""
+    # Imported here: it reads the embedded model's word lists, which no other task needs.
+    from mingpt import names
+
+    return names.held_out_pair(rng)
 
 
 def _ioi(model, rng):
-    """Indirect object identification (Wang et al. 2022), with the giver swapped in the corrupted text."""
-    one, other = rng.sample(
-        "Mary John Tom James Anna David Paul Mark Sarah Alice Peter George Kate Emma".split(), 2
-    )
-    place, thing = (
-        rng.choice(["store", "park", "school", "office"]),
-        rng.choice(["drink", "book", "ring", "letter"]),
-    )
-    start, end = f"When {one} and {other} went to the {place}, ", f" gave a {thing} to"
-    return start + other + end, start + one + end, f" {one}", f" {other}"
+    """Indirect object identification (Wang et al. 2022); the corrupted text swaps the giver."""
+    names = "Mary John Tom James Anna David Paul Mark Sarah Alice Peter George Kate Emma".split()
+    receiver, giver = rng.sample(names, 2)
+    place = rng.choice(["store", "park", "school", "office"])
+    thing = rng.choice(["drink", "book", "ring", "letter"])
+    # The giver is named twice, so that the answer is the other one.
+    start = f"When {receiver} and {giver} went to the {place}, "
+    end = f" gave a {thing} to"
+    return start + giver + end, start + receiver + end, f" {receiver}", f" {giver}"
 
 
 def _greater_than(model, rng):
-    """Which years may follow (Hanna et al. 2023, arXiv 2305.00586); corrupted, the year is 01 and all may."""
-    event, century, year = (
-        rng.choice(["war", "project", "trial", "siege"]),
-        rng.randint(11, 17),
-        rng.randint(2, 98),
-    )
-    whole, *pieces = (
-        encode(model, text)[0].tolist()
-        for text in (f" {century}{year:02}", f" {century}", f"{year:02}")
-    )
-    if whole != sum(pieces, []):
+    """Which years may follow (Hanna et al. 2023, arXiv 2305.00586); corrupted, the year is 01 and
+    all may.
+    """
+    event = rng.choice(["war", "project", "trial", "siege"])
+    century = rng.randint(11, 17)
+    year = rng.randint(2, 98)
+    texts = (f" {century}{year:02}", f" {century}", f"{year:02}")
+    whole, first, last = (encode(model, text)[0].tolist() for text in texts)
+    # The year must be two tokens, of which the answer is the second.
+    if whole != first + last:
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
-    start, end = f"The {event} lasted from the year {century}", f" to the year {century}"
-    later, earlier = (
-        [f"{y:02}" for y in years] for years in (range(year + 1, 100), range(year + 1))
-    )
+    start = f"The {event} lasted from the year {century}"
+    end = f" to the year {century}"
+    two_digits = [f"{number:02}" for number in range(100)]
+    later = two_digits[year + 1 :]
+    earlier = two_digits[: year + 1]
     return f"{start}{year:02}{end}", f"{start}01{end}", later, earlier
 
 
+# Each takes a model and a random generator and gives a pair, as load_task takes it; a ValueError
+# says that this pair, or any, does not suit the model.
 TASKS = {
     "induction": _induction,
-    "name_recall": lambda model, rng: names.held_out_pair(rng),
+    "name_recall": _name_recall,
     "ioi": _ioi,
     "greater_than": _greater_than,
 }

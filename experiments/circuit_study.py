@@ -1,0 +1,72 @@
+"""Which few edges of a model carry a task? They are found on 100 pairs and measured on others.
+
+    python -m experiments.circuit_study names --output docs/names_circuit.png
+
+draws the circuit and writes it as a .json file beside the picture. It prints how often the model is
+right, how much of the logit difference the circuit keeps, on the pairs that it was found on and on
+others, and every edge with its score.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mingpt.common import run_command
+from mingpt.interpretability import figures
+from mingpt.interpretability.circuits import METHODS, find_circuit
+from mingpt.interpretability.graph import record_task
+from mingpt.interpretability.tasks import TASKS, load_task
+from mingpt.model import GPT
+
+
+def study(options):
+    """Find a circuit of the named model, measure it, draw it and write it."""
+    figures.check_output(options.output)
+    model = GPT.from_pretrained(options.model)
+    # Another seed than find_circuit's, so that these are other pairs.
+    others = load_task(model, options.task, options.pairs, seed=1)
+    circuit = find_circuit(model, options.task, options.method).smaller(options.keep)
+    print_measures(circuit, others)
+    for sender, reader, score in circuit.edges:
+        print(f"{sender:>8} -> {reader:8} {score:7.3f}")
+    circuit.plot(options.output)
+    circuit.to_json(Path(options.output).with_suffix(".json"))
+
+
+def print_measures(circuit, others):
+    """Print what the model does on other pairs, and how much of it the circuit does."""
+    runs = record_task(circuit.model, others)
+    clean, corrupted = runs.unpatched()
+    right = (clean > 0).float().mean()
+    possible = int(runs.graph.possible.sum())
+    print(
+        f"{len(clean)} other pairs: right on {right:.1%}, "
+        f"mean logit difference {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
+    )
+    print(
+        f"{circuit} of {possible} possible edges; "
+        f"faithfulness {circuit.faithfulness():.3f}, "
+        f"on the other pairs {circuit.faithfulness(others):.3f}; "
+        f"completeness, on the other pairs, {circuit.completeness(others):.3f}"
+    )
+
+
+def main(arguments=None):
+    """The command line: its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
+    parser.add_argument("--task", default="name_recall", choices=TASKS)
+    parser.add_argument("--method", default="path_patching", choices=METHODS)
+    keep = "faithfulness of the circuit; default: %(default)s"
+    parser.add_argument("--keep", type=float, default=0.9, help=keep)
+    pairs = "pairs to measure it on; default: %(default)s"
+    parser.add_argument("--pairs", type=int, default=300, help=pairs)
+    output = "default: %(default)s; and a .json beside it"
+    parser.add_argument("--output", default="circuit.png", help=output)
+    return run_command(study, parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""What does the model say if only some edges carry what they should?
+
+The model as a graph: its nodes are the embedding, the heads, the MLPs and the logits. Each node but
+the logits is a sender, which adds its output to the residual stream. A reader is what takes in a
+sum of senders' outputs: the queries, the keys or the values of a head, an MLP, the logits. An edge
+is one sender's part of what one reader reads. Biases belong to no sender.
+Sources: Elhage et al. 2021 (transformer-circuits.pub), the residual stream as a sum; Conmy et al.
+2023 (ACDC, arXiv 2304.14997), heads that read by queries, keys and values separately.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from mingpt.interpretability import partial_runs, runs
+from mingpt.interpretability.readout import logit_diff
+from mingpt.interpretability.tasks import Batch
+from mingpt.model import GPT
+
+SITES = (*partial_runs.base_sites("z"), "mlp_out")  # what is recorded of a base run
+
+
+@dataclass
+class Layout:
+    """The graph of a model, in the order of its computation: S senders, R readers."""
+
+    n_layer: int
+    n_head: int
+    senders: list  # embed, 0.0, 0.1, ..., mlp 0, 1.0, ...
+    readers: list  # 0.0.q, 0.1.q, ..., 0.0.k, ..., 0.0.v, ..., mlp 0, 1.0.q, ..., logits
+    nodes: list  # of each reader, the node that it belongs to: of 2.1.q, 2.1
+    possible: torch.Tensor  # bool (R,S): the edges that exist
+
+    def first_sender(self, layer):
+        """The layer's first head's number among the senders: so many lie below the layer."""
+        return 1 + layer * (self.n_head + 1)
+
+    def first_reader(self, layer):
+        """The layer's first query's number among the readers."""
+        return layer * (3 * self.n_head + 1)
+
+    def layer_of(self, reader):
+        """The layer of the reader with this number; L for the logits."""
+        return reader // (3 * self.n_head + 1)
+
+
+def layout(model):
+    """The model's Layout."""
+    L = model.config.n_layer
+    H = model.config.n_head
+    senders = ["embed"]
+    readers = []
+    nodes = []
+    below = []  # of each reader, how many senders it can read
+    for layer in range(L):
+        heads = [f"{layer}.{head}" for head in range(H)]
+        mlp = f"mlp {layer}"
+        # Heads of one layer do not read each other; their MLP reads them all.
+        for role in "qkv":
+            readers += [f"{head}.{role}" for head in heads]
+            nodes += heads
+            below += H * [len(senders)]
+        senders += heads
+        readers.append(mlp)
+        nodes.append(mlp)
+        below.append(len(senders))
+        senders.append(mlp)
+    readers.append("logits")
+    nodes.append("logits")
+    below.append(len(senders))
+    possible = torch.arange(len(senders)) < torch.tensor(below)[:, None]  # (S,) < (R,1) -> (R,S)
+    return Layout(L, H, senders, readers, nodes, possible)
+
+
+@dataclass
+class BaseRuns:
+    """The clean and the corrupted run of one batch, of which runs along some edges are made.
+
+    They are of the model as it is when they are recorded.
+    """
+
+    model: GPT
+    graph: Layout
+    batch: Batch
+    clean: dict  # {site: {layer: tensor}}, with the sites of SITES
+    corrupted: dict
+    change: torch.Tensor  # (S,B,T,C): what each sender adds to the stream, clean - corrupted
+
+    def metric(self, ends):
+        """logit(clean answer) - logit(corrupted answer), in logits, (...,B) of ends (...,B,C)."""
+        return logit_diff(self.model, ends, self.batch.direction)
+
+    def unpatched(self):
+        """The metric of the clean and of the corrupted run: (2,B)."""
+        last = self.graph.n_layer - 1
+        clean = self.clean["resid_post"][last][:, -1]
+        corrupted = self.corrupted["resid_post"][last][:, -1]
+        return self.metric(torch.stack((clean, corrupted)))
+
+
+@torch.no_grad()
+def record_base_runs(model, batch):
+    """The BaseRuns of a batch. Cost: 2 passes; memory: (S + 14 L) * 4 C bytes for each token."""
+    clean = runs.record(model, batch.clean, SITES)
+    corrupted = runs.record(model, batch.corrupted, SITES)
+    embedding = clean["resid_pre"][0] - corrupted["resid_pre"][0]
+    change = [embedding[None]]
+    for layer, block in enumerate(model.transformer.h):
+        z = clean["z"][layer] - corrupted["z"][layer]
+        mlp_out = clean["mlp_out"][layer] - corrupted["mlp_out"][layer]
+        change += [written_by_heads(block.attn, z), mlp_out[None]]
+    return BaseRuns(model, layout(model), batch, clean, corrupted, torch.cat(change))
+
+
+def written_by_heads(attn, z):
+    """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
+    weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,C) -> (C,H,D)
+    return torch.einsum("bhtd,chd->hbtc", z, weight)
+
+
+@torch.no_grad()
+def run_circuit(base, mask, start=0):
+    """Metric (B,), in logits, with clean values on the edges in mask and corrupted on all others.
+
+    base: BaseRuns. mask: (R,S), bool, or numbers from 0 to 1 for shares of the clean value.
+    start: a layer below which the mask has every edge, so that all there is as in the clean run;
+    it is not computed again.
+    Cost: at most a pass with 3 H residual streams, since each head's q, k and v may read another
+    one.
+    """
+    graph = base.graph
+    corrupted = base.corrupted
+    mask = mask.to(base.change)
+    # How far each sender's output is from its output in the corrupted run.
+    change = torch.zeros_like(base.change)  # (S,B,T,C)
+    below = graph.first_sender(start)
+    change[:below] = base.change[:below]
+    for layer in range(start, graph.n_layer):
+        block = base.model.transformer.h[layer]
+        heads = graph.first_sender(layer)
+        mlp = heads + graph.n_head
+        first = graph.first_reader(layer)
+        last = first + 3 * graph.n_head
+        # Where no clean value comes in, the output stays that of the corrupted run.
+        edges = mask[first:last, :heads]  # to the layer's queries, keys and values
+        if edges.any():
+            streams = corrupted["resid_pre"][layer] + _sum_along(edges, change[:heads])
+            z = _attend(block, streams)
+            change[heads:mlp] = written_by_heads(block.attn, z - corrupted["z"][layer])
+        edges = mask[[last], :mlp]  # to the MLP
+        if edges.any():
+            stream = corrupted["resid_mid"][layer] + _sum_along(edges, change[:mlp])[0]
+            change[mlp] = block.mlp(block.ln_2(stream)) - corrupted["mlp_out"][layer]
+    end = corrupted["resid_post"][graph.n_layer - 1][:, -1]  # (B,C)
+    return base.metric(end + _sum_along(mask[[-1]], change[:, :, -1])[0])
+
+
+def _sum_along(edges, change):
+    """(R,...): for each reader the sum of the changes (S,...) that its edges (R,S) let through."""
+    return torch.einsum("rs,s...->r...", edges, change)
+
+
+def _attend(block, streams):
+    """z (B,H,T,D) of heads that read streams (3H,B,T,C), one for each head's q, k and v.
+
+    CausalSelfAttention.forward cannot serve: there all heads read the same stream.
+    """
+    attn = block.attn
+    H = attn.n_head
+    normed = block.ln_1(streams).unflatten(0, (3, H))  # (3H,B,T,C) -> (3,H,B,T,C)
+    weight = attn.c_attn.weight.unflatten(0, (3, H, -1))  # (3C,C) -> (3,H,D,C)
+    bias = attn.c_attn.bias.view(3, 1, H, 1, -1)
+    qkv = torch.einsum("xhbtc,xhdc->xbhtd", normed, weight) + bias  # (3,B,H,T,D)
+    return F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
+
+
+@dataclass
+class TaskRuns:
+    """The base runs of all batches of a task, and what its pairs say along some edges."""
+
+    graph: Layout
+    batches: list  # BaseRuns of each
+
+    def unpatched(self):
+        """The metric of each pair's clean and of its corrupted run: (2,pairs)."""
+        return torch.cat([base.unpatched() for base in self.batches], 1)
+
+    def metric(self, mask, start=0):
+        """run_circuit's metric, the mean over the pairs, a float."""
+        metrics = [run_circuit(base, mask, start) for base in self.batches]
+        return torch.cat(metrics).mean().item()
+
+    def share(self, mask):
+        """(metric along the edges in mask - corrupted) / (clean - corrupted), of the means."""
+        clean, corrupted = self.unpatched().mean(1).tolist()
+        return (self.metric(mask) - corrupted) / (clean - corrupted)
+
+
+def record_task(model, batches):
+    """The TaskRuns of a task's Batches. Cost and memory: as record_base_runs, for each."""
+    bases = [record_base_runs(model, batch) for batch in batches]
+    return TaskRuns(bases[0].graph, bases)
