@@ -1,4 +1,4 @@
-"""The picture of a circuit: the embedding at the top, the logits at the bottom, arrows downwards."""
+"""The picture of a circuit: from the embedding at the top down to the logits at the bottom."""
 
 from itertools import groupby
 
