@@ -1,9 +1,10 @@
 """The same sweep with other libraries, for benchmarks.speed.
 
-Each function gives f(clean, corrupted) of ids (1,T): the table (L,T) of logit(corrupted answer) -
+Each with_... gives f(clean, corrupted) of ids (1,T): the table (L,T) of logit(corrupted answer) -
 logit(clean answer) with the residual stream after one block at one position replaced by the clean
 run's. They use what each library's own examples use: a forward with a hook per patch, and for
-nnsight batched traces.
+nnsight batched traces. The libraries are imported where they are used: each may be missing.
+Of TransformerLens this takes 3.9; 4.0 has no HookedTransformer.
 """
 
 from importlib.util import find_spec
@@ -45,6 +46,7 @@ def stream_in(output):
 
 def record_stream(model, ids):
     """The residual stream (1,T,C) after each block of a transformers model, a list."""
+    # A hook of PyTorch stays until it is removed, so it must not outlive this run.
     recorded = []
 
     def record(module, arguments, output):
@@ -58,7 +60,10 @@ def record_stream(model, ids):
 
 
 def fill_table(patched_logits, T):
-    """The table (L,T); patched_logits(layer, p) gives one patched run's last logits, (V,)."""
+    """The table (L,T). Cost: L*T passes, since no library shares work between them.
+
+    patched_logits(layer, p): the last token's logits (V,) of the run that is patched there.
+    """
     table = torch.empty(L, T)
     for layer in range(L):
         for p in range(T):
@@ -68,7 +73,10 @@ def fill_table(patched_logits, T):
 
 
 def with_transformers(folder):
-    """transformers' GPT-2, with a forward hook of PyTorch per patch."""
+    """transformers' GPT-2, with a forward hook of PyTorch per patch.
+
+    The hook writes into the block's output in place, which is the quickest that it can do.
+    """
     model = read_model(folder)
 
     @torch.no_grad()
@@ -159,11 +167,12 @@ def with_nnsight(folder):
     def sweep(clean, corrupted):
         T = clean.size(1)
         stream = record_stream(model, clean)
-        differences = []
+        differences = []  # each (layers_at_once * T,)
         # One batch of all L * T prompts would not fit into memory if they are long.
         layers_at_once = L if T < 32 else 1
         for start in range(0, L, layers_at_once):
             with traced.trace(corrupted.expand(layers_at_once * T, -1)):
+                # Row by row of the batch one patch; the trace runs when its block ends.
                 for layer in range(start, start + layers_at_once):
                     for p in range(T):
                         row = (layer - start) * T + p

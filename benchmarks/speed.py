@@ -4,8 +4,9 @@
 
 GPT-2-small shapes, random weights, fp32, CPU. In each round every way runs once, and before each of
 them the sweep; medians are shown. The limit is the floating-point work that a sweep needs, over
-the rate of a large fp32 matrix product measured in between. transformers, TransformerLens and
-nnsight take part where they are installed (benchmarks/peers.py).
+the rate of a large fp32 matrix product measured in between: what a program could reach that does
+nothing but multiply. transformers, TransformerLens and nnsight take part where they are installed
+(benchmarks/peers.py); --train is benchmarks/train_speed.py.
 """
 
 import argparse
@@ -35,8 +36,10 @@ from mingpt.model import GPT
 from mingpt.sites import Patch
 
 COLUMNS = ("case", "way", "seconds", "times the sweep", "times the limit")
-OWN_WEIGHTS = "transformer_lens, HookedTransformer"  # so its table is another
-SLOW = 30  # seconds; of a way that takes longer, one round is enough
+# It has random weights of its own, so its table is another.
+OWN_WEIGHTS = "transformer_lens, HookedTransformer"
+# Seconds; of a way that takes longer, one round is enough.
+SLOW = 30
 
 
 @dataclass
@@ -58,7 +61,10 @@ class Timing:
 
 
 def make_pair(T, position):
-    """Ids (1,T) twice, clean and corrupted, different at the position."""
+    """Ids (1,T) twice, clean and corrupted, different at the position.
+
+    The same ones in every run of this program.
+    """
     clean = torch.randint(V, (1, T), generator=torch.Generator().manual_seed(T))
     corrupted = clean.clone()
     clean[0, position] = CLEAN
@@ -104,7 +110,10 @@ def patch_work(T, p, blocks_above):
 
 
 def ablation_work(T):
-    """The same for ablating all heads, with the loss at every token, none of which is left out."""
+    """The same for ablating all heads one by one, with the loss at every token.
+
+    Every block is computed for all tokens, and the output matrix too, which is about half of it.
+    """
     block = 24 * C * C * T + 2 * C * T * T
     output = 2 * C * V * (T - 1)
     own = 16 * C * C * T + 2 * C * C / H * T
@@ -115,7 +124,7 @@ def ablation_work(T):
 
 
 def matrix_rate():
-    """Floating-point operations a second of a large fp32 product."""
+    """Floating-point operations a second of a large fp32 product, the median of five."""
     a = torch.randn(2048, 3072)
     b = torch.randn(3072, 3072)
     a @ b  # the first one also starts the threads
@@ -151,7 +160,10 @@ def patch_sweep(model, clean, corrupted, **options):
 
 
 def make_cases(model, folder):
-    """[Case, ...], quick ones first. folder: the same model's files, for the other libraries."""
+    """[Case, ...], quick ones first. folder: the same model's files, for the other libraries.
+
+    The first differing token is early, so that little can be left out left of it.
+    """
     peers = installed_peers(folder)
     cases = []
     for T, first in ((11, 1), (64, 5), (256, 5)):
@@ -177,7 +189,7 @@ def make_cases(model, folder):
 
 
 def run_case(case, rounds):
-    """The Timing of a case."""
+    """The Timing of a case. Rounds interleave the ways, so that a slower minute meets them all."""
     seconds = defaultdict(list)
     limits = []
     results = {}
@@ -270,6 +282,7 @@ def measure_start(folder):
 
 
 def read_options():
+    """The command line's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -285,6 +298,7 @@ def read_options():
 
 
 def main():
+    """The command line: everything, or the one measurement that is asked for."""
     options = read_options()
     torch.set_num_threads(options.threads)
     if options.train:

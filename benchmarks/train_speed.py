@@ -23,7 +23,10 @@ from mingpt.trainer import StepSampler, Trainer, TrainerConfig
 
 
 def train_beside_transformers(preset_name, rounds, steps=8):
-    """Print tokens a second and losses of both, and how far apart the losses are at most."""
+    """Print tokens a second and losses of both, and how far apart the losses are at most.
+
+    Losses that stay together say that both did the same work.
+    """
     torch.manual_seed(0)
     preset = replace(PRESETS[preset_name], warmup_iters=0, dropout=0.0)
     rows = windows(source_bytes(), preset.block_size)
@@ -37,6 +40,7 @@ def train_beside_transformers(preset_name, rounds, steps=8):
         losses["mingpt"].append(trainer.loss.item())
 
     trainer.add_callback("on_batch_end", record)
+    # By turns, so that a machine that slows down slows both.
     for _ in range(rounds):
         trainer.config.max_iters += steps
         trainer.run()
@@ -48,7 +52,7 @@ def train_beside_transformers(preset_name, rounds, steps=8):
 
 
 def source_bytes():
-    """The bytes of this package's source, as ids (N,)."""
+    """The bytes of this package's source, as ids (N,): a text that is always there."""
     files = sorted(Path(pretrained.__file__).parent.rglob("*.py"))
     return torch.tensor([*b"".join(file.read_bytes() for file in files)])
 
@@ -71,6 +75,7 @@ class Peer:
         from transformers import GPT2LMHeadModel
 
         config = trainer.config
+        # By way of a file, since the two keep linear weights in different layouts.
         with tempfile.TemporaryDirectory() as folder:
             pretrained.save(trainer.model, folder)
             self.model = GPT2LMHeadModel.from_pretrained(folder, use_cache=False).train()
@@ -90,7 +95,7 @@ class Peer:
         self.batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=sampler))
 
     def step(self):
-        """The loss of the next batch, before the step on it."""
+        """Make one step, as the Trainer does; the loss of its batch, as it was before."""
         x, y = next(self.batches)
         logits = self.model(x).logits  # (B,T,V)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
