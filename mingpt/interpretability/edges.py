@@ -68,9 +68,11 @@ def _exact_scores(base, max_tokens):
     for layer in range(L):
         senders = base.graph.first_sender(layer)
         for role in "qkv":
-            rows.append(_drops(base, layer, role, senders, max_tokens))
+            drops = _drops(base, layer, role, senders, max_tokens)
+            rows.append(drops)
         # The MLP reads the heads of its own layer too.
-        rows.append(_drops(base, layer, "mlp", senders + H, max_tokens))
+        drops = _drops(base, layer, "mlp", senders + H, max_tokens)
+        rows.append(drops)
     # The logits read the stream after the last block.
     end = base.clean["resid_post"][L - 1][:, None]  # (B,1,T,C)
     streams = end - base.change.transpose(0, 1)  # (B,S,T,C)
@@ -90,7 +92,7 @@ def _drops(base, layer, role, senders, max_tokens):
         streams = _corrupt_reads(base, layer, role, changes)
         drops = _measure_drops(base, layer + 1, streams, max_tokens)
         columns.append(drops.view(-1, n))
-    return torch.cat(columns).T
+    return torch.cat(columns).T  # (senders,n) -> (n,senders)
 
 
 def _corrupt_reads(base, layer, role, changes):
@@ -105,6 +107,7 @@ def _corrupt_reads(base, layer, role, changes):
         streams = mid + block.mlp(block.ln_2(mid - changes))  # (s,B,T,C)
         return streams.transpose(0, 1)
     H = base.graph.n_head
+    # Heads do not read each other: one go serves all of a layer, for each sender.
     read = base.clean["resid_pre"][layer] - changes
     qkv = block.attn.c_attn(block.ln_1(read))  # (s,B,T,3C)
     part = qkv.chunk(3, -1)["qkv".index(role)]
@@ -157,7 +160,7 @@ def _gradients(base, embedding):
     with torch.enable_grad():
         end, x = runs.record_with_gradient(base.model, base.batch.clean, sites, [put_in])
         metric = base.metric(end[:, -1]).sum()
-        gradients = torch.autograd.grad(metric, list(x.values()))
+    gradients = torch.autograd.grad(metric, list(x.values()))
     by = dict(zip(x, gradients))
 
     # The gradient by the stream is that of all readers together; by q, k, v and mlp_pre it is one
@@ -168,7 +171,8 @@ def _gradients(base, embedding):
         by_normed = torch.einsum("xbhtd,xhdc->xhbtc", by_qkv, weight)  # (3,H,B,T,C)
         by_normed = by_normed.flatten(0, 1)  # (3H,B,T,C)
         yield _back_through_norm(block.ln_1, x["resid_pre", layer], by_normed)
-        by_normed = by["mlp_pre", layer] @ block.mlp.c_fc.weight  # (B,T,4C) -> (B,T,C)
+        weight = block.mlp.c_fc.weight
+        by_normed = by["mlp_pre", layer] @ weight  # (B,T,4C) @ (4C,C) -> (B,T,C)
         yield _back_through_norm(block.ln_2, x["resid_mid", layer], by_normed[None])
     yield by["resid_post", layer][None]
 
@@ -197,131 +201,133 @@ def path_patching(
 
     First a run with all heads as in the clean run, but the sender as in the corrupted one; MLPs are
     computed anew, or stay clean too with freeze_mlps. Then the clean run with the receiver as in
-    that run, and all above it computed anew. effect = logit_diff of the second run - logit_diff of
-    the clean run, where logit_diff = logit(corrupted answer) - logit(clean answer) at the last
-    position, averaged over the pairs; positive = the path carries the clean answer. 0 where no path
-    leads from the head to the receiver.
+    that run, and all above it computed anew. effect: the change of logit(corrupted answer) -
+    logit(clean answer) at the last position from the clean to the second run, averaged over the
+    pairs; positive = the path carries the clean answer. 0 where no path leads to the receiver.
     sender: a head, "3.5", or None for all heads, each by itself. receiver: "logits", "mlp 3",
     "3.5.q" (or .k or .v), or a list of these, received together. Inputs and answers as in
     patch_layers. max_tokens: how many tokens may be under way at once, which bounds the memory.
-    Cost: 2 passes; for each head the layers from its own up to the receiver, and from there up.
+    Cost: 2 passes; and for each head the layers from its own up to the receiver, and from there up.
     Source: Wang et al. 2022 (arXiv 2211.00593), appendix B.
     """
     clean_ids, corrupted_ids = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean_ids, corrupted_ids, target_token, corrupted_token)
     receivers = _read_receivers(model, receiver)
-    senders = _read_senders(model, sender, max_tokens // clean_ids.numel())
+    senders = _read_senders(model, sender, receivers)
     clean = runs.record(model, clean_ids, ("resid_pre", "z", "mlp_out"))
     corrupted_z = runs.record(model, corrupted_ids, ("z",))["z"]
 
-    L = model.config.n_layer
+    last = model.config.n_layer - 1
     direction = answer_direction(model, *answers)  # (B,C)
-    intact = logit_diff(model, clean["resid_post"][L - 1][:, -1], direction)  # (B,)
-    effect = intact.new_zeros(L, model.config.n_head)
-    for layer, heads in tqdm(senders, desc="path patching", unit="batch", disable=None):
-        patches = _receive(model, clean, corrupted_z, layer, heads, receivers, freeze_mlps)
-        if patches:
-            ends = _run_received(model, clean, patches, len(heads))  # (R,B,C)
-            change = logit_diff(model, ends, direction) - intact  # (R,B)
-            # The published sign: corrupted minus clean answer.
-            effect[layer, heads] = -change.mean(1)
-    return effect if sender is None else effect[senders[0]].item()
+    intact = logit_diff(model, clean["resid_post"][last][:, -1], direction)  # (B,)
+    effect = intact.new_zeros(last + 1, model.config.n_head)
+    at_once = max(1, max_tokens // clean_ids.numel())
+    for first in tqdm(range(0, len(senders), at_once), desc="path patching", disable=None):
+        chunk = senders[first : first + at_once]
+        patches = _receive(model, clean, corrupted_z, chunk, receivers, freeze_mlps)
+        ends = _run_received(model, clean, patches, len(chunk))  # (R,B,C)
+        change = logit_diff(model, ends, direction) - intact  # (R,B)
+        layers, heads = zip(*chunk)
+        effect[layers, heads] = -change.mean(1)  # the published sign
+    # With one sender all other effects are 0.
+    return effect if sender is None else effect.sum().item()
 
 
-def _read_senders(model, sender, at_once):
-    """[(layer, some of its heads, at most at_once)]: of one head, or with None of all."""
-    if sender is not None:
-        kind, layer, head, role = parse_component(model, sender)
-        if kind != "head" or role:
-            raise ValueError(f'sender must be a head, "3.5" or (3, 5), or None; got {sender!r}')
-        return [(layer, [head])]
-    senders = []
-    for layer in range(model.config.n_layer):
-        heads = torch.arange(model.config.n_head)
-        for chunk in heads.split(max(1, at_once)):
-            senders.append((layer, chunk.tolist()))
-    return senders
+def _read_senders(model, sender, receivers):
+    """[(layer, head)], ascending: one head or with None all, if they lie below a receiver."""
+    top = _top_layer(receivers)
+    if sender is None:
+        layers = range(top + 1)
+        heads = range(model.config.n_head)
+        return [(layer, head) for layer in layers for head in heads]
+    kind, layer, head, role = parse_component(model, sender)
+    if kind != "head" or role:
+        raise ValueError(f'sender must be a head, "3.5" or (3, 5), or None; got {sender!r}')
+    return [(layer, head)] if layer <= top else []
 
 
 def _read_receivers(model, receiver):
-    """[(layer, site, head)]: the places where what receives is put into a run."""
+    """{(layer, site): [head, ...]}: where what receives is put into a run; head None at an MLP."""
     names = receiver if isinstance(receiver, list) and receiver else [receiver]
-    receivers = []
-    for name in names:
-        kind, layer, head, role = parse_component(model, name)
-        if kind == "logits":
-            receivers.append((model.config.n_layer - 1, "resid_post", None))
-        elif kind == "mlp":
-            receivers.append((layer, "mlp_out", None))
-        elif role:
-            receivers.append((layer, role, head))
-        else:
-            known = '"logits", "mlp 3", "3.5.q", or .k or .v, or a list'
-            raise ValueError(f"no receiver {name!r}; write {known}")
-    sites = [site for _, site, _ in receivers]
-    if "resid_post" in sites and len(sites) > 1:
+    if "logits" in names and len(names) > 1:
         raise ValueError(
             '"logits" receive by themselves: what else received would reach them a second time'
         )
+    receivers = {}
+    for name in names:
+        kind, layer, head, role = parse_component(model, name)
+        if kind == "logits":
+            place = (model.config.n_layer - 1, "resid_post")
+        elif kind == "mlp":
+            place = (layer, "mlp_out")
+        elif role:
+            place = (layer, role)
+        else:
+            known = '"logits", "mlp 3", "3.5.q", or .k or .v, or a list'
+            raise ValueError(f"no receiver {name!r}; write {known}")
+        receivers.setdefault(place, []).append(head)
     return receivers
 
 
-def _receive(model, clean, corrupted_z, layer, heads, receivers, freeze_mlps):
-    """Patches with what the receivers compute in R runs, where one of the heads is corrupted.
+def _top_layer(receivers):
+    """Above this layer nothing is received."""
+    return max(layer for layer, _ in receivers)
 
-    heads: R heads of the layer, one for each run; all other heads are as in the clean run. The
-    patches are (R*B,...), run after run. Receivers below the layer, where no path leads, have none.
+
+def _receive(model, clean, corrupted_z, senders, receivers, freeze_mlps):
+    """Patches with what the receivers compute in runs in which one sender each is corrupted.
+
+    All other heads are as in the clean run. senders: [(layer, head)], ascending, one for each run.
+    A patch is (n*B,...), run after run, for the first n runs: in those whose sender is higher up
+    nothing is changed where it is received.
     """
-    R = len(heads)
-    B = len(clean["resid_pre"][layer])
+    resid_pre = clean["resid_pre"]
+    B, T, C = resid_pre[0].shape
     patches = []
 
-    def tap(at, site, x):
-        for receiver_layer, receiver_site, head in receivers:
-            if (receiver_layer, receiver_site) == (at, site):
-                received = x if head is None else x[:, head]
-                patches.append(Patch(at, None, received, site, head))
+    def tap(layer, heads, site, x):
+        R = len(x) // B
+        for head in receivers.get((layer, site), []):
+            received = x if head is None else x[:, head]
+            patches.append(Patch(layer, None, received, site, head))
         if site == "z":
-            x = _side_by_side(clean["z"][at], R)  # (R*B,H,T,D)
-        if site == "z" and at == layer:
-            for run, head in enumerate(heads):
+            x = torch.cat([clean["z"][layer]] * R)  # (R*B,H,T,D)
+            # The layer's senders are those that have joined last.
+            for run, head in enumerate(heads, start=R - len(heads)):
                 rows = slice(run * B, (run + 1) * B)
                 x[rows, head] = corrupted_z[layer][:, head]
+        # What an MLP makes of the sender is received, but with freeze_mlps goes no further.
         if site == "mlp_out" and freeze_mlps:
-            x = _side_by_side(clean["mlp_out"][at], R)
+            x = torch.cat([clean["mlp_out"][layer]] * R)
         return x
 
-    # Below the sender nothing is changed, and above the last receiver nothing is received.
-    top = max(receiver_layer for receiver_layer, _, _ in receivers)
-    start = _side_by_side(clean["resid_pre"][layer], R)
-    _run_blocks(model, start, range(layer, top + 1), tap)
+    # A run joins those under way where its sender is: below, it is the clean run.
+    stream = resid_pre[0].new_empty(0, T, C)
+    lowest = senders[0][0]
+    for layer in range(lowest, _top_layer(receivers) + 1):
+        block = model.transformer.h[layer]
+        heads = [head for sender_layer, head in senders if sender_layer == layer]
+        joining = [resid_pre[layer]] * len(heads)
+        stream = torch.cat([stream, *joining])
+        stream = block(stream, partial(tap, layer, heads))
     return patches
 
 
 def _run_received(model, clean, patches, R):
     """(R,B,C): the final residual vectors of R clean runs with the patches of _receive."""
 
-    def tap(at, site, x):
+    def tap(layer, site, x):
         for patch in patches:
-            if (patch.layer, patch.site) == (at, site):
-                x = patch.apply(x)
+            if (patch.layer, patch.site) == (layer, site):
+                # In the other runs the sender is higher up than this receiver.
+                first_runs = x[: len(patch.activation)]
+                first_runs[patch.index] = patch.activation
         return x
 
     # Below the lowest receiver all is as in the clean run.
     lowest = min(patch.layer for patch in patches)
-    start = _side_by_side(clean["resid_pre"][lowest], R)
-    layers = range(lowest, model.config.n_layer)
-    x = _run_blocks(model, start, layers, tap)
-    return x[:, -1].unflatten(0, (R, -1))  # (R*B,T,C) -> (R,B,C)
-
-
-def _run_blocks(model, x, layers, tap):
-    """The residual stream x (B,T,C) after these layers; tap(layer, site, tensor) at every site."""
-    for layer in layers:
-        x = model.transformer.h[layer](x, partial(tap, layer))
-    return x
-
-
-def _side_by_side(x, R):
-    """(R*B,...): R copies of x (B,...), one behind the other."""
-    return torch.cat([x] * R)
+    stream = torch.cat([clean["resid_pre"][lowest]] * R)  # (R*B,T,C)
+    for layer in range(lowest, model.config.n_layer):
+        block = model.transformer.h[layer]
+        stream = block(stream, partial(tap, layer))
+    return stream[:, -1].unflatten(0, (R, -1))  # (R*B,T,C) -> (R,B,C)
