@@ -46,6 +46,7 @@ class CausalSelfAttention(nn.Module):
         q = tap("q", self.split_heads(q))  # (B,T,C) -> (B,H,T,D)
         k = tap("k", self.split_heads(k))
         v = tap("v", self.split_heads(v))
+        # Training needs neither scores nor pattern; whoever looks or patches needs both.
         if self.training and tap is untouched:
             z = self.fused_attention(q, k, v)
         else:
@@ -136,12 +137,13 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config = config.complete()
         self.block_size = config.block_size
+        blocks = [Block(config, layer) for layer in range(config.n_layer)]
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
                 "drop": nn.Dropout(config.embd_pdrop),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "h": nn.ModuleList(blocks),
                 "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
             }
         )
@@ -245,8 +247,10 @@ class GPT(nn.Module):
         positions = torch.arange(T, device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B,T,C) + (T,C)
         x = self.transformer.drop(x)
+        # A plain run has a tap that does nothing, so that it is as quick as without one.
+        is_plain = not (patches or stored)
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, partial(tap, layer) if patches or stored else untouched)
+            x = block(x, untouched if is_plain else partial(tap, layer))
         return x
 
     def _check_ids(self, idx):
@@ -274,6 +278,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.block_size :])
             logits = logits[:, -1] / temperature  # (B,T,V) -> (B,V)
+            # What is less probable than the top_k cannot be drawn.
             if top_k is not None:
                 smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B,1)
                 logits = logits.masked_fill(logits < smallest, float("-inf"))

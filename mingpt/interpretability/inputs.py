@@ -176,10 +176,11 @@ class Component(NamedTuple):
     role: str | None = None  # q, k or v: what a head reads, instead of the whole head
 
 
-SPELLINGS = (  # how each kind is written: our own way, then the long way
+SPELLINGS = (  # how each kind is written: layer, index and role in brackets
     ("head", r"(\d+)\.(\d+)(?:\.([qkv]))?"),
     ("head", r"layer_(\d+)_head_(\d+)(?:_([qkv]))?"),
-    ("mlp", r"mlp (\d+)|layer_(\d+)_mlp"),
+    ("mlp", r"mlp (\d+)"),
+    ("mlp", r"layer_(\d+)_mlp"),
     ("neuron", r"layer_(\d+)_neuron_(\d+)"),
     ("layer", r"layer_(\d+)"),
     ("logits", r"logits"),
@@ -191,50 +192,43 @@ HOW_TO_WRITE = (
 
 
 def parse_component(model, name):
-    """The Component that a name stands for; ValueError, saying how to write one, if the model has
-    none such.
+    """The Component that a name stands for; ValueError, saying how to write one, if there is none.
 
-    name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp"),
-    (3, "neuron", 17).
+    name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp").
     """
-    component = _component_of_text(name) if isinstance(name, str) else _component_of_tuple(name)
+    component = _match_spelling(_join_pieces(name))
     if component is None:
         raise ValueError(f"no component {name!r}; {HOW_TO_WRITE}")
-    config = model.config
-    sizes = {"head": config.n_head, "neuron": config.n_inner}
-    bounds = [] if component.layer is None else [("layer", component.layer, config.n_layer)]
-    if component.kind in sizes:
-        bounds.append((component.kind, component.index, sizes[component.kind]))
-    for what, number, size in bounds:
-        if type(number) is not int or not 0 <= number < size:
-            raise ValueError(
-                f"no component {name!r}: {what} must be 0 to {size - 1}; {HOW_TO_WRITE}"
-            )
+    sizes = {
+        "layer": (component.layer, model.config.n_layer),
+        "head": (component.index, model.config.n_head),
+        "neuron": (component.index, model.config.n_inner),
+    }
+    for what in ("layer", component.kind):
+        number, size = sizes.get(what, (None, None))
+        if number is not None and number >= size:
+            last = size - 1
+            raise ValueError(f"no component {name!r}: {what} must be 0 to {last}; {HOW_TO_WRITE}")
     return component
 
 
-def _component_of_text(text):
+def _join_pieces(name):
+    """A tuple as the text that says the same: (3, 5, "q") -> "3.5.q", (3, "mlp") -> "layer_3_mlp".
+
+    Anything else as it is.
+    """
+    if not isinstance(name, (tuple, list)):
+        return name
+    pieces = [str(as_int(piece)) for piece in name]
+    is_short = len(pieces) > 1 and pieces[1].isdigit()
+    return ".".join(pieces) if is_short else "_".join(["layer", *pieces])
+
+
+def _match_spelling(text):
+    """The Component of a text, None if it is none; its numbers may be larger than the model's."""
     for kind, pattern in SPELLINGS:
-        match = re.fullmatch(pattern, text)
+        match = re.fullmatch(pattern, str(text), re.ASCII)
         if match:
-            pieces = [piece for piece in match.groups() if piece is not None]
-            role = pieces.pop() if pieces and pieces[-1] in "qkv" else None
-            return Component(kind, *map(int, pieces), **({"role": role} if role else {}))
-    return None
-
-
-def _component_of_tuple(pieces):
-    if not isinstance(pieces, (tuple, list)):
-        return None
-    match [as_int(piece) for piece in pieces]:
-        case [layer]:
-            return Component("layer", layer)
-        case [layer, "mlp"]:
-            return Component("mlp", layer)
-        case [layer, "head" | "neuron" as kind, index]:
-            return Component(kind, layer, index)
-        case [layer, head, "q" | "k" | "v" as role]:
-            return Component("head", layer, head, role)
-        case [layer, int(head)]:
-            return Component("head", layer, head)
+            layer, index, role = (*match.groups(), None, None, None)[:3]
+            return Component(kind, layer and int(layer), index and int(index), role)
     return None

@@ -90,8 +90,9 @@ def run_patched(
                 by_start = tail.chunk(len(starts), dim=1)
                 for start, end in zip(starts, by_start):
                     ends[start, position].append(read(end))
-    cells = [torch.cat(ends[cell]) for cell in product(patched.starts, patched.positions)]
-    return torch.stack(cells).unflatten(0, (len(patched.starts), -1))
+    cells = product(patched.starts, patched.positions)
+    results = torch.stack([torch.cat(ends[cell]) for cell in cells])
+    return results.unflatten(0, (len(patched.starts), -1))
 
 
 def _split(patched, B, T, max_tokens):
@@ -159,9 +160,11 @@ def _through_block(model, base, layer, tails, last_only):
         if m > 1:
             future = torch.ones_like(own[0, 0, 0], dtype=torch.bool).triu(1)
             own.masked_fill_(future, float("-inf"))
-        scores = torch.cat((left.unflatten(2, (R, m)), own), -1)  # (B,H,R,m,T)
+        left = left.unflatten(2, (R, m))  # (B,H,Rm,p) -> (B,H,R,m,p)
+        scores = torch.cat((left, own), -1)  # (B,H,R,m,T)
         del left, own  # the scores are the largest tensors under way
-        pattern = scores.mul_(attn.scale).softmax(-1)
+        scores *= attn.scale
+        pattern = scores.softmax(-1)
         del scores
         to_left = pattern[..., :position].flatten(2, 3)
         left_z = to_left @ base_v  # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D)
@@ -171,8 +174,9 @@ def _through_block(model, base, layer, tails, last_only):
 
     x = x + attn.c_proj(torch.cat(z))
     x = x + block.mlp(block.ln_2(x))
-    pieces = x.split([tail[..., 0].numel() for tail in tails.values()])
-    return {position: piece.view_as(tails[position]) for position, piece in zip(tails, pieces)}
+    sizes = [tail[..., 0].numel() for tail in tails.values()]
+    pieces = zip(tails, x.split(sizes))
+    return {position: piece.view_as(tails[position]) for position, piece in pieces}
 
 
 def _as_matrix(tails):

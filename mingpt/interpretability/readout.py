@@ -9,7 +9,8 @@ import torch
 
 def wide_dtype(model):
     """The dtype in which differences are taken: in bf16 they would keep two digits."""
-    return torch.promote_types(model.lm_head.weight.dtype, torch.float32)
+    own = model.lm_head.weight.dtype
+    return torch.promote_types(own, torch.float32)
 
 
 def answer_direction(model, clean_answer, corrupted_answer=None):
@@ -51,10 +52,13 @@ def next_token_loss(model, streams, ids):
     losses = []
     at_once = max(1, 512 // (B * T))  # the logits of all runs at once would be large
     for chunk in streams.split(at_once, dim=1):
+        r = chunk.size(1)
         normed = model.transformer.ln_f(chunk[:, :, :-1])
-        logits = model.lm_head(normed).to(wide_dtype(model))  # (B,r,T-1,V)
-        of_target = logits.gather(-1, targets.expand(-1, chunk.size(1), -1, -1))[..., 0]
-        losses.append((logits.logsumexp(-1) - of_target).mean((0, 2)))
+        logits = model.lm_head(normed)  # (B,r,T-1,C) -> (B,r,T-1,V)
+        logits = logits.to(wide_dtype(model))
+        of_target = logits.gather(-1, targets.expand(-1, r, -1, -1))  # (B,r,T-1,1)
+        loss = logits.logsumexp(-1) - of_target[..., 0]
+        losses.append(loss.mean((0, 2)))
     return torch.cat(losses)
 
 

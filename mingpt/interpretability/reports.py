@@ -27,7 +27,8 @@ def describe_next_tokens(tokenizer, logits, count=20):
     """The most probable next tokens, of last-token logits (V,), with their probabilities."""
     top = logits.softmax(-1).topk(min(count, len(logits)))
     lines = ["position  index  token           probability"]
-    for rank, (index, probability) in enumerate(zip(top.indices.tolist(), top.values.tolist()), 1):
+    tokens = zip(top.indices.tolist(), top.values.tolist())
+    for rank, (index, probability) in enumerate(tokens, 1):
         token = quote_token(tokenizer, index)
         lines.append(f"{rank:8}  {index:5}  {token:14}  {probability:11.4f}")
     return "\n".join(lines)
