@@ -39,7 +39,8 @@ def get_activations(model, inputs, sites=("resid_post",)):
 def patch_activation(model, inputs, layer, position, activation, site="resid_post", head=None):
     """Last-token logits (B,V) of one run with one patch; see mingpt.sites.Patch. One pass."""
     runs.check_model(model)
-    model(encode(model, inputs), patch_params=Patch(layer, position, activation, site, head))
+    patch = Patch(layer, position, activation, site, head)
+    model(encode(model, inputs), patch_params=patch)
     return model.last_token_logits
 
 
@@ -80,8 +81,9 @@ def patch_layers(
     source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
 
     # Left of the first difference the runs are the same, and a patch changes nothing.
-    first = (clean != corrupted).any(0).nonzero()[0].item()
-    positions = list(range(first, clean.size(1))) if each_position else [first]
+    differs = (clean != corrupted).any(0)  # (T,)
+    first = differs.nonzero()[0].item()
+    positions = list(range(first, len(differs))) if each_position else [first]
     patched = partial_runs.patch_site(model, target, source[site], site, positions, each_position)
     ends = partial_runs.run_patched(model, target, patched, max_tokens, desc="patching")
 
@@ -105,7 +107,8 @@ def _as_cells(ends, unpatched, first, each_position, site):
     """
     if each_position:
         L, _, R, _, _ = ends.shape
-        ends = torch.cat((unpatched.expand(L, first, R, -1, -1), ends), 1)  # (L,T,R,B,C)
+        same = unpatched.expand(L, first, R, -1, -1)
+        ends = torch.cat((same, ends), 1)  # (L,T,R,B,C)
     cells = ends.permute(3, 0, 2, 1, 4)  # (B,L,R,T,C)
     if not each_position:
         cells = cells[:, :, :, 0]
@@ -127,9 +130,10 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     differences = []
     for cell in tqdm(range(L * T), unit="patch", disable=None):
         layer, position = divmod(cell, T)
-        model(corrupted, patch_params=(layer, position, clean_stream[layer][:, position]))
-        logits = model.last_token_logits[0]
-        differences.append(published_logit_diff(logits, *answers).item())
+        new = clean_stream[layer][:, position]  # (1,C)
+        model(corrupted, patch_params=(layer, position, new))
+        difference = published_logit_diff(model.last_token_logits[0], *answers)
+        differences.append(difference.item())
     return torch.tensor(differences, dtype=torch.float64).view(L, T)
 
 
@@ -145,15 +149,16 @@ def check_cells(model, clean, corrupted, result, count=2):
     moved = (differences - result.corrupted.item()).abs().flatten()
     strongest = moved.topk(min(count, len(moved))).indices.tolist()
     cells = sorted({*strongest, len(moved) - 1})
+    answers = result.answers[0, :, None]  # (2,1)
     clean_stream = get_activations(model, clean)["resid_post"]
     deviations = []
     for cell in cells:
         layer, position = divmod(cell, differences.size(1))
         new = clean_stream[layer][:, position]  # (1,C)
         model(corrupted, patch_params=(layer, position, new))
-        again = published_logit_diff(model.last_token_logits[0], *result.answers[0, :, None])
-        deviations.append(abs(again.item() - differences[layer, position].item()))
-    largest = max(deviations)
+        again = published_logit_diff(model.last_token_logits[0], *answers)
+        deviations.append(again.item() - differences[layer, position].item())
+    largest = max(map(abs, deviations))
     spread = (differences.max() - differences.min()).item()
     # fp32 rounds the sweep's sums in another order; a wrong cell is off by far more.
     if not largest <= 1e-4 * spread + 1e-5:
@@ -185,13 +190,15 @@ def attribution_patching(
     with torch.enable_grad():
         stream, recorded = runs.record_with_gradient(model, corrupted, sites)
         difference = -logit_diff(model, stream[:, -1], direction).mean()
-        gradients = dict(zip(recorded, torch.autograd.grad(difference, list(recorded.values()))))
+        gradients = torch.autograd.grad(difference, list(recorded.values()))
+    gradients = dict(zip(recorded, gradients))
     estimates = {}
     for site in sites:
         layers = []
         for layer in range(model.config.n_layer):
             change = new[site][layer] - recorded[site, layer].detach()
             change = change.nan_to_num()  # -inf - -inf: the scores of future keys
-            layers.append((change * gradients[site, layer]).sum((0, -1)))
+            effect = change * gradients[site, layer]
+            layers.append(effect.sum((0, -1)))
         estimates[site] = torch.stack(layers)
     return estimates

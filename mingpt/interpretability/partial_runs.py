@@ -72,7 +72,8 @@ def run_patched(
     is_silent = None if desc else True  # None: silent where there is no terminal
     with tqdm(total=total, desc=desc, bar_format=BAR, disable=is_silent) as bar:
         for starts, positions, runs in _split(patched, B, T, max_tokens):
-            share = len(starts) * len(positions) * len(range(patched.R)[runs])
+            n_runs = len(range(patched.R)[runs])
+            share = len(starts) * len(positions) * n_runs
             steps = range(starts[0], L + 1)
             work = sum(range(1, len(steps) + 1))  # it grows as runs join: step s is s of it
             tails = {}  # {position: (B,runs,n,C)}, of the runs under way
@@ -157,6 +158,7 @@ def _through_block(model, base, layer, tails, last_only):
         base_v = base["v"][layer][:, :, :position]
         left = q.flatten(2, 3) @ base_k.mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
         own = q @ k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)
+        # A single token, the last one, has no token in its future.
         if m > 1:
             future = torch.ones_like(own[0, 0, 0], dtype=torch.bool).triu(1)
             own.masked_fill_(future, float("-inf"))
@@ -170,7 +172,8 @@ def _through_block(model, base, layer, tails, last_only):
         left_z = to_left @ base_v  # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D)
         own_z = pattern[..., position:] @ v  # (B,H,R,m,n) @ (B,H,R,n,D) -> (B,H,R,m,D)
         tail_z = left_z.unflatten(2, (R, m)) + own_z
-        z.append(tail_z.permute(0, 2, 3, 1, 4).reshape(-1, C))  # heads side by side again
+        tail_z = tail_z.permute(0, 2, 3, 1, 4)  # (B,R,m,H,D)
+        z.append(tail_z.reshape(-1, C))  # heads side by side again
 
     x = x + attn.c_proj(torch.cat(z))
     x = x + block.mlp(block.ln_2(x))
@@ -181,7 +184,7 @@ def _through_block(model, base, layer, tails, last_only):
 
 def _as_matrix(tails):
     """(N,C): the tokens of all tails, one after the other."""
-    return torch.cat([tail.reshape(-1, tail.size(-1)) for tail in tails.values()])
+    return torch.cat([tail.flatten(0, 2) for tail in tails.values()])
 
 
 def patch_site(model, base, new, site, positions, each_position=True):
@@ -210,11 +213,13 @@ def patch_site(model, base, new, site, positions, each_position=True):
         # Every other site changes its own position alone: one go serves all positions.
         first = positions[0]
         changed = replace(first)
-        rest = stream_at(base, start)[:, None].expand(-1, R, -1, -1)
+        unpatched = stream_at(base, start)[:, None]  # (B,1,T,C)
+        unpatched = unpatched.expand(-1, R, -1, -1)
         tails = {}
         for position in positions:
             own = changed[:, :, [position - first]]  # (B,R,1,C)
-            tails[position] = torch.cat((own, rest[:, :, position + 1 :]), 2)
+            rest = unpatched[:, :, position + 1 :]
+            tails[position] = torch.cat((own, rest), 2)
         return tails
 
     return PatchedRuns(starts, positions, R, inject)
@@ -248,5 +253,6 @@ def patched_stream(model, base, layer, site, new, first=0, columns=slice(None)):
     change = seen["z"] - base["z"][layer]  # (B,H,T,D)
     weight = block.attn.c_proj.weight.unflatten(1, (block.attn.n_head, -1))  # (C,C) -> (C,H,D)
     written = torch.einsum("bhnd,chd->bhnc", change[:, :, first:], weight)
-    mid = base["resid_mid"][layer][:, None, first:] + written  # (B,1,n,C) + (B,H,n,C)
+    mid = base["resid_mid"][layer][:, None, first:]
+    mid = mid + written  # (B,1,n,C) + (B,H,n,C)
     return mid + block.mlp(block.ln_2(mid))
