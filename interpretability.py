@@ -12,7 +12,6 @@ import sys
 
 import torch
 
-from mingpt import names
 from mingpt.common import check_device, run_command
 from mingpt.interpretability import figures, inputs, reports
 from mingpt.interpretability.activation_patching import check_cells, patch_layers, patch_loop
@@ -21,9 +20,7 @@ from mingpt.interpretability.readout import published_logit_diff
 MODEL = "gpt2"  # a name on the Hugging Face hub, a folder, or names, the model of this project
 CLEAN = "Michelle Jones was a top-notch student. Michelle"  # the text whose activations are put in
 CORRUPTED = "Michelle Smith was a top-notch student. Michelle"  # as many tokens, another name
-CLEAN_ANSWER = (
-    " Jones"  # one token, with its leading space; empty: the token in which CLEAN differs
-)
+CLEAN_ANSWER = " Jones"  # one token, with its space; empty: the token in which CLEAN differs
 CORRUPTED_ANSWER = " Smith"  # the same for CORRUPTED
 OUTPUT = "heatmap.png"  # .png, .svg or .pdf; the numbers go beside it, as .csv
 
@@ -60,7 +57,7 @@ def parse(arguments):
         "corrupted_answer": CORRUPTED_ANSWER,
     }
     is_given = any(getattr(options, name) is not None for name in constants)
-    options.untouched = not is_given and constants == names.SHOWCASE
+    options.untouched = not is_given and constants == reports.SHOWCASE
     for name, constant in constants.items():
         if getattr(options, name) is None:
             setattr(options, name, constant)
@@ -68,9 +65,12 @@ def parse(arguments):
 
 
 def experiment(options):
+    """Run it: everything is printed, the picture and the table are written at the end."""
+    # What cannot end well is refused before a model is downloaded.
     figures.check_output(options.output)
     check_device(options.device)
-    model = names.load_model(options.model, may_stand_in=options.untouched).to(options.device)
+    model = reports.load_model(options.model, may_stand_in=options.untouched)
+    model.to(options.device)
     tokenizer = inputs.tokenizer_of(model)
     size = model.config
     shape = f"{size.n_layer} layers, {size.n_head} heads, width {size.n_embd}"

@@ -9,10 +9,8 @@ is a pair (first, last); rng is a random.Random, which decides everything.
 """
 
 import re
-import sys
 
-from mingpt.hub import EMBEDDED, Unavailable
-from mingpt.model import GPT
+from mingpt.hub import EMBEDDED
 
 
 def read_sections(path):
@@ -118,29 +116,3 @@ def held_out_pair(rng):
     clean_text = " ".join([tell(opening, (first, clean)), *ending])
     corrupted_text = " ".join([tell(opening, (first, corrupted)), *ending])
     return clean_text, corrupted_text, f" {clean}", f" {corrupted}"
-
-
-# The experiment as it is shipped, which the embedded model can show where gpt2 cannot be had.
-SHOWCASE = {
-    "model": "gpt2",
-    "clean": "Michelle Jones was a top-notch student. Michelle",
-    "corrupted": "Michelle Smith was a top-notch student. Michelle",
-    "clean_answer": " Jones",
-    "corrupted_answer": " Smith",
-}
-
-
-def load_model(name, may_stand_in=False):
-    """The named model; with may_stand_in, the embedded one where it cannot be had, and says so."""
-    try:
-        return GPT.from_pretrained(name)
-    except Unavailable:
-        if not may_stand_in:
-            raise
-        print(
-            f"{name} is not in the cache and cannot be had from the hub: "
-            "this is names, the embedded model.\n"
-            f"With a network, `python interpretability.py --model {name}` downloads and shows it.",
-            file=sys.stderr,
-        )
-        return GPT.from_pretrained("names")

@@ -393,7 +393,8 @@ def test_a_model_without_a_tokenizer_is_refused(folder, tmp_path, capsys):
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((folder / name).read_bytes())
     assert run(bare, tmp_path) == 2
-    assert "has no tokenizer" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has no tokenizer" in error and "merges.txt" in error
 
 
 def test_a_row_of_the_output_matrix_without_a_token_is_shown_by_its_number(folder):

@@ -15,36 +15,36 @@ from mingpt.interpretability.inputs import answer_ids, encode, parse_component
 from mingpt.interpretability.readout import answer_direction, logit_diff, next_token_loss
 from mingpt.sites import Patch
 
+# Where each part of a layer is replaced.
 SITES_OF = {
     "head": "z",
     "attention": "attn_out",
     "mlp": "mlp_out",
     "neuron": "mlp_post",
-}  # a part -> its site
+}
 
 
 @torch.no_grad()
 def ablate_component(model, inputs, component, kind="zero", answers=None, reference=None):
-    """What removing a component costs, a float: the increase of the mean next-token loss on the
-    inputs, in nats.
+    """What removing a component costs, a float: the rise of the next-token loss, in nats.
 
-    With answers (right, wrong), ids or texts of one token: diff(ablated) - diff(intact) in logits,
-    averaged over the inputs, where diff = logit(right) - logit(wrong) at the last position;
-    negative = the component helped. component: "3.5" or "layer_3_head_5", "mlp 3",
-    "layer_3_neuron_17", "layer_3" (attention and MLP), or a tuple such as (3, "head", 5); or a list
-    of these, removed together. kind: "zero"; "mean", over all tokens of the reference inputs;
-    "resample", the reference inputs' own values (texts or ids of the same shape as the inputs).
-    Zeroing a head's z is not TransformerLens's zeroing after its default weight processing, which
-    folds the value bias away: there a zeroed head still passes on that bias. Cost: 2 passes, and 1
-    over the reference.
+    It is the mean over all tokens of the inputs. With answers (right, wrong), ids or texts of one
+    token, it is instead diff(ablated) - diff(intact) in logits, averaged over the inputs, where
+    diff = logit(right) - logit(wrong) at the last position; negative = the component helped.
+    component: "3.5" or "layer_3_head_5", "mlp 3", "layer_3_neuron_17", "layer_3" (attention and
+    MLP), or a tuple such as (3, "head", 5); or a list of these, removed together.
+    kind: "zero"; "mean", over all tokens of the reference inputs; "resample", the reference inputs'
+    own values (texts or ids of the same shape as the inputs). Zeroing a head's z is not
+    TransformerLens's zeroing after its default weight processing, which folds the value bias away:
+    there a zeroed head still passes on that bias.
+    Cost: 2 passes, and 1 over the reference.
     """
     ids = encode(model, inputs)
-    components = component if isinstance(component, list) and component else [component]
-    parts = [part for each in components for part in _parts(model, each)]
+    names = component if isinstance(component, list) and component else [component]
+    parts = [part for name in names for part in _parts(model, name)]
+    sites = {SITES_OF[part] for part, _, _ in parts}
     measure = _measure(model, ids, answers)
-    replacement = _replacements(
-        model, ids, kind, reference, {SITES_OF[kind_of] for kind_of, _, _ in parts}
-    )
+    replacement = _replacements(model, ids, kind, reference, sites)
     patches = [_ablation(*part, replacement) for part in parts]
     ablated = runs.run(model, ids, patches)
     intact = runs.run(model, ids)
@@ -130,10 +130,11 @@ def _replacements(model, ids, kind, reference, sites):
 
     def value(site, layer, index):
         x = recorded[site][layer]
-        if index is not None:
-            x = (
-                x[:, index] if site == "z" else x[..., index]
-            )  # (B,H,T,D) -> (B,T,D); (B,T,4C) -> (B,T)
+        # Of a site with heads or neurons only the one that is ablated.
+        if index is not None and site == "z":
+            x = x[:, index]  # (B,H,T,D) -> (B,T,D)
+        elif index is not None:
+            x = x[..., index]  # (B,T,4C) -> (B,T)
         return x.mean((0, 1)) if kind == "mean" else x
 
     return value

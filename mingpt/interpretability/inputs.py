@@ -15,7 +15,10 @@ from mingpt.sites import as_int
 def tokenizer_of(model):
     """The model's tokenizer; ValueError if it has none."""
     if model.tokenizer is None:
-        raise ValueError("this model has no tokenizer; give token ids instead of text")
+        raise ValueError(
+            f"{model.name or 'this model'} has no tokenizer; give token ids instead of text, or "
+            "put the model's merges.txt (and vocab.json) into its folder"
+        )
     return model.tokenizer
 
 
@@ -88,7 +91,7 @@ def encode_pair(model, clean_input, corrupted_input):
 
 
 def _describe_unequal(model, clean, corrupted):
-    """The message for a pair of different lengths: both tokenizations and where they component."""
+    """The message for a pair of different lengths: both tokenizations and where they part."""
     message = (
         "clean and corrupted must have equally many tokens, "
         f"got {clean.size(1)} and {corrupted.size(1)}"
@@ -185,6 +188,7 @@ SPELLINGS = (  # how each kind is written: layer, index and role in brackets
     ("layer", r"layer_(\d+)"),
     ("logits", r"logits"),
 )
+WORDS = ("head", "mlp", "neuron", "q", "k", "v")  # what a tuple may have beside numbers
 HOW_TO_WRITE = (
     "write layer_3, layer_3_mlp, layer_3_head_5 or layer_3_neuron_17; "
     "or 3.5 for a head, 3.5.q for what it reads, mlp 3, logits"
@@ -196,7 +200,8 @@ def parse_component(model, name):
 
     name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp").
     """
-    component = _match_spelling(_join_pieces(name))
+    text = name if isinstance(name, str) else _join_pieces(name)
+    component = _match_spelling(text)
     if component is None:
         raise ValueError(f"no component {name!r}; {HOW_TO_WRITE}")
     sizes = {
@@ -212,22 +217,25 @@ def parse_component(model, name):
     return component
 
 
-def _join_pieces(name):
+def _join_pieces(pieces):
     """A tuple as the text that says the same: (3, 5, "q") -> "3.5.q", (3, "mlp") -> "layer_3_mlp".
 
-    Anything else as it is.
+    Numbers must be ints and the rest words, else it is "", which names nothing.
     """
-    if not isinstance(name, (tuple, list)):
-        return name
-    pieces = [str(as_int(piece)) for piece in name]
-    is_short = len(pieces) > 1 and pieces[1].isdigit()
-    return ".".join(pieces) if is_short else "_".join(["layer", *pieces])
+    if not isinstance(pieces, (tuple, list)):
+        return ""
+    pieces = [as_int(piece) for piece in pieces]
+    if not all(type(piece) is int or piece in WORDS for piece in pieces):
+        return ""
+    is_short = len(pieces) > 1 and type(pieces[1]) is int
+    texts = map(str, pieces)
+    return ".".join(texts) if is_short else "_".join(["layer", *texts])
 
 
 def _match_spelling(text):
     """The Component of a text, None if it is none; its numbers may be larger than the model's."""
     for kind, pattern in SPELLINGS:
-        match = re.fullmatch(pattern, str(text), re.ASCII)
+        match = re.fullmatch(pattern, text, re.ASCII)
         if match:
             layer, index, role = (*match.groups(), None, None, None)[:3]
             return Component(kind, layer and int(layer), index and int(index), role)

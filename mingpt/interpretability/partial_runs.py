@@ -71,18 +71,18 @@ def run_patched(
     total = len(patched.starts) * len(patched.positions) * patched.R
     is_silent = None if desc else True  # None: silent where there is no terminal
     with tqdm(total=total, desc=desc, bar_format=BAR, disable=is_silent) as bar:
-        for starts, positions, runs in _split(patched, B, T, max_tokens):
-            n_runs = len(range(patched.R)[runs])
+        for starts, positions, chosen in _split(patched, B, T, max_tokens):
+            n_runs = len(range(patched.R)[chosen])
             share = len(starts) * len(positions) * n_runs
             steps = range(starts[0], L + 1)
             work = sum(range(1, len(steps) + 1))  # it grows as runs join: step s is s of it
-            tails = {}  # {position: (B,runs,n,C)}, of the runs under way
+            tails = {}  # {position: (B,r,n,C)}, of the runs under way
             for step, start in enumerate(steps, 1):
                 if start in starts:
                     # Behind the last block only the last token is left of the runs under way.
                     tokens = slice(None) if every_token or start < L else slice(-1, None)
                     for position, tail in patched.inject(start, positions).items():
-                        _join(tails, position, tail[:, runs, tokens])
+                        _join(tails, position, tail[:, chosen, tokens])
                 if start < L:
                     last_only = start == L - 1 and not every_token
                     tails = _through_block(model, base, start, tails, last_only)
@@ -156,6 +156,8 @@ def _through_block(model, base, layer, tails, last_only):
         q = q[:, :, :, -m:]  # (B,H,R,m,D)
         base_k = base["k"][layer][:, :, :position]  # (B,H,p,D), p for position
         base_v = base["v"][layer][:, :, :position]
+        # Keys and values left of the tail are the base run's, the same for all R runs; those from
+        # the position on are each run's own. One softmax goes over both.
         left = q.flatten(2, 3) @ base_k.mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
         own = q @ k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)
         # A single token, the last one, has no token in its future.

@@ -1,7 +1,37 @@
-"""What an experiment says in words: the two texts, the next tokens, the decisive cell.
+"""What the experiment script shows: the model, the two texts, the next tokens, the decisive cell.
 
-The functions return text; who calls them prints it.
+The functions that describe return text; who calls them prints it.
 """
+
+import sys
+
+from mingpt.hub import Unavailable
+from mingpt.model import GPT
+
+# The experiment as it is shipped, which the embedded model can show where gpt2 cannot be had.
+SHOWCASE = {
+    "model": "gpt2",
+    "clean": "Michelle Jones was a top-notch student. Michelle",
+    "corrupted": "Michelle Smith was a top-notch student. Michelle",
+    "clean_answer": " Jones",
+    "corrupted_answer": " Smith",
+}
+
+
+def load_model(name, may_stand_in=False):
+    """The named model; with may_stand_in, the embedded one where it cannot be had, and says so."""
+    try:
+        return GPT.from_pretrained(name)
+    except Unavailable:
+        if not may_stand_in:
+            raise
+        print(
+            f"{name} is not in the cache and cannot be had from the hub: "
+            "this is names, the embedded model.\n"
+            f"With a network, `python interpretability.py --model {name}` downloads and shows it.",
+            file=sys.stderr,
+        )
+        return GPT.from_pretrained("names")
 
 
 def quote_token(tokenizer, index):
