@@ -50,9 +50,8 @@ def load_task(model, task, count=100, seed=0):
     batches = []
     for T, alike in by_length.items():
         size = MAX_TOKENS // T + 1
-        for first in range(0, len(alike), size):
-            columns = zip(*alike[first : first + size])
-            batches.append(Batch(*map(torch.cat, columns)))
+        columns = [torch.cat(column).split(size) for column in zip(*alike)]
+        batches += map(Batch, *columns)
     return batches
 
 
@@ -72,22 +71,24 @@ def _draw_pairs(model, name, count, seed):
             reason = error
         if len(pairs) == count:
             return pairs
-    usable = f"{len(pairs)} of {TRIES * count} pairs could be used"
-    raise ValueError(f"{name} does not suit this model: {usable}; the last: {reason}")
+    raise ValueError(
+        f"{name} does not suit this model: {len(pairs)} of {TRIES * count} pairs could be used; "
+        f"the last: {reason}"
+    )
 
 
 def _read_pair(model, pair):
     """One pair as a Batch of one; ValueError if its texts do not match or an answer is no token."""
-    if len(pair) != 4 or any(answer is None or answer == [] for answer in pair[2:]):
+    if len(pair) != 4 or any(answer in (None, []) for answer in pair[2:]):
         raise ValueError(f"a pair is (clean, corrupted, right answer, wrong answer), got {pair}")
-    clean, corrupted = encode_pair(model, pair[0], pair[1])
+    clean, corrupted = encode_pair(model, *pair[:2])
     if len(clean) != 1:
         raise ValueError(
             f"a pair has one clean and one corrupted text, got {len(clean)}; give each as a pair"
         )
     # Several tokens may be right, or wrong: what counts is the mean of their logits.
     directions = []
-    for answer, name in ((pair[2], "right"), (pair[3], "wrong")):
+    for answer, name in zip(pair[2:], ("right", "wrong")):
         tokens = answer if isinstance(answer, list) else [answer]
         ids = torch.cat([answer_ids(model, token, clean, corrupted, name) for token in tokens])
         direction = answer_direction(model, ids).detach()
@@ -148,10 +149,8 @@ def _greater_than(model, rng):
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
     start = f"The {event} lasted from the year {century}"
     end = f" to the year {century}"
-    two_digits = [f"{number:02}" for number in range(100)]
-    later = two_digits[year + 1 :]
-    earlier = two_digits[: year + 1]
-    return f"{start}{year:02}{end}", f"{start}01{end}", later, earlier
+    years = [f"{number:02}" for number in range(100)]
+    return f"{start}{year:02}{end}", f"{start}01{end}", years[year + 1 :], years[: year + 1]
 
 
 # Each takes a model and a random generator and gives a pair, as load_task takes it; a ValueError
