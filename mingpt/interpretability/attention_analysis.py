@@ -298,22 +298,25 @@ def composition_scores(model, kind="Q"):
     if kind not in ("Q", "K", "V"):
         raise ValueError(f'kind must be "Q", "K" or "V", got {kind!r}')
     q, k, v, out = _head_weights(model)
-    # A = outer^T @ inner and B^T = out^T @ v are (C,C), of rank D. Of outer = Q R the factor Q only
-    # rotates, which no norm sees; so R (D,D) can stand for outer, and the products are (D,C).
-    sides = {"Q": (q, k), "K": (k, q), "V": (v, out)}
-    inner, outer = sides[kind]
-    a = torch.linalg.qr(outer.mT, mode="r").R @ inner  # (L,H,D,D) @ (L,H,D,C) -> (L,H,D,C)
-    b = torch.linalg.qr(v.mT, mode="r").R @ out  # B^T: (L,H,D,C)
-    # By their Frobenius norms; a matrix that is 0 stays 0.
-    a = F.normalize(a, dim=(-2, -1), eps=1e-30)
-    b = F.normalize(b, dim=(-2, -1), eps=1e-30)
-    L, H = a.shape[:2]
-    scores = a.new_zeros(L, H, L, H)
-    for layer in range(L - 1):
-        for head in range(H):
-            products = a[layer + 1 :] @ b[layer, head].T  # (l,H,D,C) @ (C,D) -> (l,H,D,D)
+    # A is (C,C), and so is B; what stands for A and for B^T is (D,C), D being their rank.
+    sides = {"Q": (k, q), "K": (q, k), "V": (out, v)}
+    a = _unit_product(*sides[kind])  # (L,H,D,C)
+    b = _unit_product(v, out)
+    scores = a.new_zeros(a.shape[:2] * 2)  # (L,H,L,H)
+    for layer, heads in enumerate(b):
+        for head, written in enumerate(heads):
+            products = a[layer + 1 :] @ written.T  # (l,H,D,C) @ (C,D) -> (l,H,D,D)
             scores[layer, head, layer + 1 :] = products.norm(dim=(-2, -1))
     return scores
+
+
+def _unit_product(outer, inner):
+    """outer^T @ inner over its Frobenius norm, of two (L,H,D,C); one that is 0 stays 0.
+
+    As (L,H,D,C): of outer^T = Q R the factor Q only rotates, which no norm sees, so it is left out.
+    """
+    r = torch.linalg.qr(outer.mT, mode="r").R  # (L,H,D,D)
+    return F.normalize(r @ inner, dim=(-2, -1), eps=1e-30)
 
 
 def _head_weights(model):

@@ -1,4 +1,7 @@
-"""The picture of a circuit: from the embedding at the top down to the logits at the bottom."""
+"""The picture of a circuit: from the embedding at the top down to the logits at the bottom.
+
+A row for each layer's heads and one for each MLP; the arrows between them are the circuit's edges.
+"""
 
 from itertools import groupby
 
@@ -20,7 +23,7 @@ def draw_circuit(nodes, edges, title):
     """
     from matplotlib.figure import Figure
 
-    # A row for each layer's heads, for each MLP, and for the two ends.
+    # "3.5" and "3.6" have the same part before the point, so they share a row.
     groups = groupby(nodes, key=lambda node: node.partition(".")[0])
     rows = [list(group) for _, group in groups]
     widest = max(map(len, rows))

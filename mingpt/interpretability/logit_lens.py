@@ -28,24 +28,6 @@ QUANTITIES = {
 }
 
 
-@dataclass(repr=False)
-class Predictions:
-    """What the lens reads after each layer at each position."""
-
-    site: str
-    tokens: list  # T texts, the input's; without a tokenizer the ids
-    top: list  # (L,T,k) texts, the most probable first
-    ids: Tensor  # (L,T,k), of top
-    logits: Tensor  # (L,T,k); at resid_post the last row is the model's own, to the bit
-    probability: Tensor  # (L,T,k), of these tokens
-    entropy: Tensor  # (L,T), of the whole distribution, in nats
-    kl: Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
-
-    def plot(self, save_path=None, quantity="probability"):
-        """plot_evolution of these."""
-        return plot_evolution(self, save_path, quantity)
-
-
 def plot_evolution(predictions, save_path=None, quantity="probability"):
     """The matplotlib Figure of the classic grid: layers down, positions across, top tokens.
 
@@ -62,7 +44,7 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
         del data["ids"], data["logits"]
         return figures.save_page("logit_lens", data, save_path)
 
-    values = getattr(predictions, quantity).float().cpu()
+    values = getattr(predictions, quantity)
     # Probabilities have one scale in all pictures, so that these can be compared.
     largest = 1
     if quantity == "probability":
@@ -74,6 +56,23 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
     title = f"logit lens at {predictions.site}: the top token"
     figure = figures.draw_words(values, labels, words, title, QUANTITIES[quantity], largest)
     return figures.shown(figure, save_path)
+
+
+@dataclass(repr=False)
+class Predictions:
+    """What the lens reads after each layer at each position."""
+
+    site: str
+    tokens: list  # T texts, the input's; without a tokenizer the ids
+    top: list  # (L,T,k) texts, the most probable first
+    ids: Tensor  # (L,T,k), of top
+    logits: Tensor  # (L,T,k); at resid_post the last row is the model's own, to the bit
+    probability: Tensor  # (L,T,k), of these tokens
+    entropy: Tensor  # (L,T), of the whole distribution, in nats
+    kl: Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
+
+    # The function as a method: predictions.plot(save_path, quantity).
+    plot = plot_evolution
 
 
 @torch.no_grad()
@@ -89,7 +88,8 @@ def analyze(model, text, site="resid_post", k=5):
     _check_site(site)
     ids = encode_one(model, text)
     recorded = runs.record(model, ids, [site])
-    _, output = _read(model, recorded["resid_post"][model.config.n_layer - 1])  # (1,T,V)
+    final = recorded["resid_post"][model.config.n_layer - 1]
+    _, output = _read(model, final)  # (1,T,V)
 
     # A layer at a time, since the logits of all layers together would be large.
     words = []
@@ -171,10 +171,10 @@ def compare_to_bigram(model, texts, site="resid_post"):
     unigrams = torch.bincount(pairs[1], minlength=V) / len(ones)
     total = torch.zeros(model.config.n_layer)
     for ids in rows:
-        bigrams = counts.index_select(0, ids[0, :-1]).to_dense() + unigrams  # (T-1,V)
+        bigrams = counts.index_select(0, ids[0, :-1]).to_dense()  # (T-1,V)
+        bigrams += unigrams
         bigrams /= bigrams.sum(-1, keepdim=True)
-        recorded = runs.record(model, ids, [site])
-        for layer, x in recorded[site].items():
+        for layer, x in runs.record(model, ids, [site])[site].items():
             _, log_probs = _read(model, x[0, :-1])  # (T-1,V)
             total[layer] += F.kl_div(log_probs, bigrams, reduction="sum").item()
     return total / len(ones)
@@ -268,15 +268,16 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
             f"give an answer, and as neurons a layer, 0 to {L - 1}; got {answer!r} and {neurons!r}"
         )
     ids, ends, direction, reads = read_end(model, text, answer, other)
+    out, attention_biases = read_outputs(model, "attn", reads)
+    of_neurons, mlp_biases = read_outputs(model, "mlp", reads)
+    of_neurons *= ends["mlp_post"]  # (L,4C)
     # Each head writes through its own columns of the output weights: z times what these say.
     z = ends["z"]  # (L,H,D)
-    out = torch.stack([reads @ block.attn.c_proj.weight for block in gpt.h])  # (L,C)
-    of_neurons = neuron_parts(model, ends, reads)  # (L,4C)
     parts = LogitParts(
         heads=(z * out.view_as(z)).sum(-1),  # (L,H,D) -> (L,H)
         mlps=of_neurons.sum(-1),
-        attention_biases=torch.stack([block.attn.c_proj.bias @ reads for block in gpt.h]),
-        mlp_biases=torch.stack([block.mlp.c_proj.bias @ reads for block in gpt.h]),
+        attention_biases=attention_biases,
+        mlp_biases=mlp_biases,
         embedding=gpt.wte.weight[ids[0, -1]] @ reads,
         position=gpt.wpe.weight[ids.size(1) - 1] @ reads,
         final_bias=gpt.ln_f.bias.to(direction) @ direction,
@@ -288,10 +289,15 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     return parts
 
 
-def neuron_parts(model, ends, reads):
-    """(L,4C): what each neuron adds directly; ends and reads as read_end gives them."""
-    weights = [reads @ block.mlp.c_proj.weight for block in model.transformer.h]
-    return ends["mlp_post"] * torch.stack(weights)
+def read_outputs(model, part, reads):
+    """(by one unit of each input (L,n), by the bias (L,)): what output layers add directly.
+
+    part: attn, whose inputs are z, or mlp, whose inputs are mlp_post. reads: of read_end.
+    """
+    layers = [getattr(block, part).c_proj for block in model.transformer.h]
+    weights = torch.stack([reads @ layer.weight for layer in layers])
+    biases = torch.stack([reads @ layer.bias for layer in layers])
+    return weights, biases
 
 
 def read_end(model, text, answer, other):
@@ -304,7 +310,8 @@ def read_end(model, text, answer, other):
     ids = encode_one(model, text)
     ends = {}
     for site, layers in runs.record(model, ids, ["z", "mlp_post"]).items():
-        ends[site] = torch.stack([tensor[0, ..., -1, :] for tensor in layers.values()])
+        rows = [tensor[0, ..., -1, :] for tensor in layers.values()]
+        ends[site] = torch.stack(rows)
     x = ends["resid_post"][-1]
     ln_f = model.transformer.ln_f
     answer_id = answer_ids(model, answer, ids, ids, "given")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mingpt.interpretability import figures, readout, runs
 from mingpt.interpretability.inputs import token_texts, tokenizer_of
-from mingpt.interpretability.logit_lens import neuron_parts, read_end
+from mingpt.interpretability.logit_lens import read_end, read_outputs
 from mingpt.sites import Patch, as_int
 
 # Tokens that run together, padding included. It bounds the memory; a single window is never cut.
@@ -70,21 +70,17 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
     if k < 1 or around < 0:
         raise ValueError(f"k must be at least 1 and around at least 0, got {k} and {around}")
     examples = {(layer, number): [] for number in neurons}
-    # What a window must exceed to come among the best; -inf until there are k.
-    bars = torch.full((len(neurons),), -torch.inf, dtype=torch.float64)
     for _, windows, acts in _mlp_post(model, texts, [layer]):
         lengths = [len(window.ids) for window in windows]
         pieces = acts[:, neurons].cpu().split(lengths)  # (T,N) of each window
         for window, piece in zip(windows, pieces):
-            is_better = piece.amax(0) > bars  # (T,N) -> (N,)
-            for n in is_better.nonzero().flatten().tolist():
+            for n, largest in enumerate(piece.amax(0).tolist()):  # (T,N) -> (N,)
                 best = examples[layer, neurons[n]]
-                best.append(_example(model, window, piece[:, n], around))
-                # Sorting keeps the order of equals, so the earlier stays before the later.
-                best.sort(key=lambda example: -example.activation)
-                del best[k:]
-                if len(best) == k:
-                    bars[n] = best[-1].activation
+                if len(best) < k or largest > best[-1].activation:
+                    best.append(_example(model, window, piece[:, n], around))
+                    # Sorting keeps the order of equals, so the earlier stays before the later.
+                    best.sort(key=lambda example: -example.activation)
+                    del best[k:]
     return TopExamples(examples)
 
 
@@ -211,7 +207,9 @@ def important_neurons(model, text, answer, other=None, k=10):
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     ids, ends, direction, reads = read_end(model, text, answer, other)
-    direct = neuron_parts(model, ends, reads).flatten()  # (L,4C) -> (L*4C,)
+    weights, _ = read_outputs(model, "mlp", reads)  # (L,4C)
+    acts = ends["mlp_post"].flatten()  # (L*4C,)
+    direct = acts * weights.flatten()
 
     # Of all neurons the direct part is known; an ablation is a run, so only the k largest get one.
     top = direct.abs().topk(min(k, len(direct))).indices
@@ -223,8 +221,7 @@ def important_neurons(model, text, answer, other=None, k=10):
     direct = direct[top]
     larger = torch.maximum(direct.abs(), ablation.abs())
     disagree = (direct - ablation).abs() > larger / 2
-    activation = ends["mlp_post"].flatten()[top]
-    return ImportantNeurons(neurons, activation, direct, ablation, disagree)
+    return ImportantNeurons(neurons, acts[top], direct, ablation, disagree)
 
 
 def _ablated_end(model, ids, layer, neuron):
@@ -246,7 +243,7 @@ def _check_neurons(model, layer, neurons):
     if not isinstance(neurons, (list, tuple, range)):
         neurons = [neurons]
     layers = [as_int(layer)]
-    neurons = list(map(as_int, neurons))
+    neurons = list(dict.fromkeys(map(as_int, neurons)))
     config = model.config
     for name, numbers, size in (
         ("layer", layers, config.n_layer),
@@ -254,7 +251,7 @@ def _check_neurons(model, layer, neurons):
     ):
         if not numbers or not _are_below(numbers, size):
             raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
-    return layers[0], list(dict.fromkeys(neurons))
+    return layers[0], neurons
 
 
 def _are_below(numbers, size):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from mingpt.interpretability.inputs import answer_ids, encode, encode_pair
+from mingpt.interpretability.inputs import answer_ids, encode_pair, tokenizer_of
 from mingpt.interpretability.readout import answer_direction
 
 MAX_TOKENS = 512  # of a batch, which bounds the memory that its runs take
@@ -58,8 +58,9 @@ def load_task(model, task, count=100, seed=0):
 def _draw_pairs(model, name, count, seed):
     """`count` pairs of a built-in task, each as a Batch of one."""
     if name not in TASKS:
-        known = ", ".join(TASKS)
-        raise ValueError(f"no task {name!r}; the tasks are {known}, or give pairs of your own")
+        raise ValueError(
+            f"no task {name!r}; the tasks are {', '.join(TASKS)}, or give pairs of your own"
+        )
     rng = random.Random(seed)
     pairs = []
     reason = ""
@@ -104,15 +105,10 @@ def _induction(model, rng):
         raise ValueError(
             f"{V} tokens and {model.block_size} positions leave no room to repeat something"
         )
-    tokens = rng.sample(range(V), 2 * n)
-    clean = tokens[:n]
-    corrupted = tokens[n:]
-    return _repeat(clean), _repeat(corrupted), clean[-1], corrupted[-1]
-
-
-def _repeat(tokens):
-    """(1,2n-1): the n tokens and all but the last again; the last is what comes next."""
-    return torch.tensor([tokens + tokens[:-1]])
+    tokens = torch.tensor(rng.sample(range(V), 2 * n)).view(2, n)
+    # The last of the tokens is what comes next, when all the others have come again.
+    ids = tokens.repeat(1, 2)[:, :-1]  # (2,n) -> (2,2n-1)
+    return *ids.split(1), *tokens[:, -1].tolist()
 
 
 def _name_recall(model, rng):
@@ -142,10 +138,9 @@ def _greater_than(model, rng):
     event = rng.choice(["war", "project", "trial", "siege"])
     century = rng.randint(11, 17)
     year = rng.randint(2, 98)
-    texts = (f" {century}{year:02}", f" {century}", f"{year:02}")
-    whole, first, last = (encode(model, text)[0].tolist() for text in texts)
-    # The year must be two tokens, of which the answer is the second.
-    if whole != first + last:
+    encode = tokenizer_of(model).encode
+    # The answer is the second half of a year, so it must be a token of its own.
+    if encode(f" {century}{year:02}") != encode(f" {century}") + encode(f"{year:02}"):
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
     start = f"The {event} lasted from the year {century}"
     end = f" to the year {century}"
