@@ -32,6 +32,7 @@ def draw_circuit(nodes, edges, title):
     axes = figure.subplots()
     places = _place_nodes(rows)
     largest = max(abs(score) for _, _, score in edges)
+    # Arrows first, so that they end under the nodes and not over their names.
     for sender, reader, score in edges:
         _draw_edge(axes, places, sender, reader, score / largest)
     box = {"boxstyle": "round", "fc": "white", "ec": "black"}
@@ -52,7 +53,8 @@ def _place_nodes(rows):
     """{node: (x, y)}, y the number of its row."""
     places = {}
     for y, row in enumerate(rows):
-        # Every second row stands a little aside, so that arrows do not run through nodes.
+        # Rows stand a little to the right and to the left of the middle in turn, so that arrows do
+        # not run through the nodes of a row between.
         aside = -0.28 if y % 2 else 0.28
         for number, node in enumerate(row):
             places[node] = (number - (len(row) - 1) / 2 + aside, y)

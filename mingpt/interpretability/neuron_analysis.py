@@ -277,8 +277,7 @@ def _mlp_post(model, texts, layers):
 
     for windows in _batches(model, texts):
         rows = [window.ids for window in windows]
-        ids = pad_sequence(rows, batch_first=True, padding_value=-1)  # (B,T)
-        ids = ids.to(model.lm_head.weight.device)
+        ids = pad_sequence(rows, True, padding_value=-1).to(model.lm_head.weight.device)  # (B,T)
         is_token = ids >= 0  # the padding is -1
         positions = model.transformer.wpe.weight[: ids.size(1)]  # (T,C)
         x = model.transformer.wte(ids.clamp(min=0)) + positions  # (B,T,C)
