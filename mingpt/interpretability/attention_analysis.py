@@ -62,42 +62,36 @@ def plot_all_heads(model, text, save_path=None, only=None):
     if save_path:
         figures.check_output(save_path, (*figures.SUFFIXES, ".html"))
     layer, head = only or (0, 0)
-    _check_head(model, layer, head)
     ids = encode_one(model, text)
     patterns = extract_attention(model, ids).cpu().float()  # (L,H,T,T)
+    L, H = patterns.shape[:2]
+    if layer not in range(L) or head not in range(H):
+        raise ValueError(
+            f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
+        )
+    title = "every head, as layer.head"
     is_page = str(save_path).endswith(".html")
     if only and not is_page:
         patterns = patterns[layer, head][None, None]  # (T,T) -> (1,1,T,T)
+        title = f"head {layer}.{head}"
     count = patterns.numel()
     if count > MAX_WEIGHTS:
         raise ValueError(
             f"{count:,} weights are too many to show; draw one head, or give fewer tokens"
         )
     labels = figures.token_labels(token_texts(model, ids[0]))
+    if not is_page:
+        return figures.shown(figures.draw_patterns(patterns, labels, title), save_path)
 
-    if is_page:
-        text = model.tokenizer.decode(ids[0]) if model.tokenizer else ""
-        # Weights as whole thousandths, which keeps the page small.
-        data = {
-            "text": text,
-            "tokens": labels,
-            "layer": int(layer),
-            "head": int(head),
-            "weights": (1000 * patterns).round().int().tolist(),
-        }
-        return figures.save_page("attention", data, save_path)
-
-    title = f"head {layer}.{head}" if only else "every head, as layer.head"
-    return figures.shown(figures.draw_patterns(patterns, labels, title), save_path)
-
-
-def _check_head(model, layer, head):
-    L = model.config.n_layer
-    H = model.config.n_head
-    if layer not in range(L) or head not in range(H):
-        raise ValueError(
-            f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
-        )
+    # Weights as whole thousandths, which keeps the page small.
+    data = {
+        "text": model.tokenizer.decode(ids[0]) if model.tokenizer else "",
+        "tokens": labels,
+        "layer": layer,
+        "head": head,
+        "weights": (1000 * patterns).round().int(),
+    }
+    return figures.save_page("attention", data, save_path)
 
 
 @dataclass
@@ -121,8 +115,9 @@ def compute_attention_stats(model, text):
     positions = torch.arange(T).to(pattern)
     attended = pattern @ positions  # (L,H,T,T) @ (T,) -> (L,H,T), each query's mean key
     previous = pattern.diagonal(-1, -2, -1)  # (L,H,T-1)
-    # The first query sees itself alone, and so has a weight of 1 in every head.
-    later_queries = pattern[..., 1:, :] if T > 1 else pattern
+    # The first query sees itself alone, and so has a weight of 1 in every head; it is left out,
+    # unless there is no other.
+    later_queries = pattern[..., 1 - T :, :]
     return AttentionStats(
         entropy=torch.special.entr(pattern).sum(-1).mean(-1),
         distance=(T - 1) / 2 - attended.mean(-1),
@@ -184,10 +179,9 @@ def _all_thresholds(thresholds):
     """{kind: number} of thresholds as find_attention_patterns takes them."""
     if not isinstance(thresholds, dict):
         return dict.fromkeys(KINDS, thresholds)
-    limits = THRESHOLDS | thresholds
-    if limits.keys() != THRESHOLDS.keys():
+    if not thresholds.keys() <= THRESHOLDS.keys():
         raise ValueError(f"there are thresholds for {KINDS}; got {thresholds}")
-    return limits
+    return THRESHOLDS | thresholds
 
 
 def _repeated_tokens(model, generator):
@@ -197,8 +191,8 @@ def _repeated_tokens(model, generator):
     """
     V = model.config.vocab_size
     n = min(50, model.block_size // 2, V)
-    numbers = torch.rand(8, V, generator=generator)
-    orders = numbers.argsort(-1)  # (8,V), a random order of all tokens in each row
+    # A random order of all tokens in each row.
+    orders = torch.rand(8, V, generator=generator).argsort(-1)  # (8,V)
     return orders[:, :n].repeat(1, 2)
 
 
@@ -215,8 +209,7 @@ def _rows(model, dataset):
 def _counted_weights(ids, exclude_bos, exclude_current_token):
     """(T,T): 1 where a weight counts, from a query to itself and earlier keys; else 0."""
     T = ids.size(1)
-    counted = torch.ones(T, T, device=ids.device)
-    counted = counted.tril(-1 if exclude_current_token else 0)
+    counted = torch.ones(T, T, device=ids.device).tril(-int(exclude_current_token))
     if exclude_bos:
         counted[:, 0] = 0
     return counted
@@ -229,8 +222,7 @@ def _expected_keys(ids, tokens):
     says nothing about heads that match them.
     """
     same = torch.eye(len(ids), device=ids.device)
-    is_copy = ids[:, None] == ids
-    copies = is_copy.float().tril(-1)  # earlier copies of the query
+    copies = (ids[:, None] == ids).float().tril(-1)  # earlier copies of the query
     expected = {
         "previous_token": F.pad(same, (0, 0, 1, -1)),  # one row down
         "duplicate_token": copies,
@@ -264,9 +256,8 @@ def _delimiter_pairs(tokens):
 def _score(pattern, expected, measure):
     """(L,H) of pattern (L,H,T,T) and expected (T,T), by a measure of find_attention_patterns."""
     if measure == "abs":
-        differences = (pattern - expected).abs()
-        distance = differences.sum((-2, -1)) / len(expected)
-        return 1 - distance.round(decimals=3)
+        differences = (pattern - expected).abs().sum((-2, -1))
+        return 1 - (differences / len(expected)).round(decimals=3)
     hit = (pattern * expected).sum((-2, -1))
     queries = expected.any(-1).sum()  # those that have an expected key
     whole = queries if measure == "mean" else pattern.sum((-2, -1))
@@ -278,9 +269,9 @@ def _likeness(pattern, other):
 
     The first query is left out: it has one key, and so the same weight in both.
     """
-    differences = (pattern - other).abs()
+    differences = (pattern - other).abs().sum((-2, -1))
     queries = pattern.size(-1) - 1
-    return 1 - differences.sum((-2, -1)) / (2 * queries)
+    return 1 - differences / (2 * queries)
 
 
 def _heads_from(limit, scores):
@@ -288,10 +279,10 @@ def _heads_from(limit, scores):
     if not scores:
         return []
     mean = sum(scores) / len(scores)  # (L,H)
-    heads = []
-    for layer, head in (mean >= limit).nonzero().tolist():
-        score = mean[layer, head].item()
-        heads.append((layer, head, score))
+    heads = [
+        (layer, head, mean[layer, head].item())
+        for layer, head in (mean >= limit).nonzero().tolist()
+    ]
     return sorted(heads, key=lambda head: -head[2])
 
 
@@ -307,34 +298,32 @@ def composition_scores(model, kind="Q"):
     if kind not in ("Q", "K", "V"):
         raise ValueError(f'kind must be "Q", "K" or "V", got {kind!r}')
     q, k, v, out = _head_weights(model)
-    # A = outer^T @ inner and B^T = out^T @ v are (C,C), of rank D. Of outer = Q R the factor Q only
-    # rotates, which no norm sees; so R (D,D) can stand for outer, and the products are (D,C).
-    sides = {"Q": (q, k), "K": (k, q), "V": (v, out)}
-    inner, outer = sides[kind]
-    a = torch.linalg.qr(outer.mT, mode="r").R @ inner  # (L,H,D,D) @ (L,H,D,C) -> (L,H,D,C)
-    b = torch.linalg.qr(v.mT, mode="r").R @ out  # B^T: (L,H,D,C)
-    a = _unit_norm(a)
-    b = _unit_norm(b)
-    L, H = a.shape[:2]
-    scores = a.new_zeros(L, H, L, H)
-    for layer in range(L - 1):
-        for head in range(H):
-            products = a[layer + 1 :] @ b[layer, head].T  # (l,H,D,C) @ (C,D) -> (l,H,D,D)
+    # A is (C,C), and so is B; what stands for A and for B^T is (D,C), D being their rank.
+    sides = {"Q": (k, q), "K": (q, k), "V": (out, v)}
+    a = _unit_product(*sides[kind])  # (L,H,D,C)
+    b = _unit_product(v, out)
+    scores = a.new_zeros(a.shape[:2] * 2)  # (L,H,L,H)
+    for layer, heads in enumerate(b):
+        for head, written in enumerate(heads):
+            products = a[layer + 1 :] @ written.T  # (l,H,D,C) @ (C,D) -> (l,H,D,D)
             scores[layer, head, layer + 1 :] = products.norm(dim=(-2, -1))
     return scores
 
 
+def _unit_product(outer, inner):
+    """outer^T @ inner over its Frobenius norm, of two (L,H,D,C); one that is 0 stays 0.
+
+    As (L,H,D,C): of outer^T = Q R the factor Q only rotates, which no norm sees, so it is left out.
+    """
+    r = torch.linalg.qr(outer.mT, mode="r").R  # (L,H,D,D)
+    return F.normalize(r @ inner, dim=(-2, -1), eps=1e-30)
+
+
 def _head_weights(model):
     """q, k, v and transposed output weights of every head, (L,H,D,C) each, at least in fp32."""
-    attentions = [block.attn for block in model.transformer.h]
-    qkv = torch.stack([attention.c_attn.weight for attention in attentions])  # (L,3C,C)
-    out = torch.stack([attention.c_proj.weight.T for attention in attentions])  # (L,C,C)
-    weights = torch.cat((qkv, out), 1)  # (L,4C,C)
-    weights = weights.unflatten(1, (4, model.config.n_head, -1))  # (L,4,H,D,C)
+    weights = [
+        torch.cat((block.attn.c_attn.weight, block.attn.c_proj.weight.T))  # (4C,C)
+        for block in model.transformer.h
+    ]
+    weights = torch.stack(weights).unflatten(1, (4, model.config.n_head, -1))  # (L,4,H,D,C)
     return weights.to(readout.wide_dtype(model)).unbind(1)
-
-
-def _unit_norm(matrices):
-    """Each matrix (...,D,C) over its Frobenius norm; one that is 0 stays 0."""
-    norms = matrices.norm(dim=(-2, -1), keepdim=True)
-    return matrices / norms.clamp_min(1e-30)

@@ -1,4 +1,7 @@
-"""The picture of a circuit: from the embedding at the top down to the logits at the bottom."""
+"""The picture of a circuit: from the embedding at the top down to the logits at the bottom.
+
+A row for each layer's heads and one for each MLP; the arrows between them are the circuit's edges.
+"""
 
 from itertools import groupby
 
@@ -20,17 +23,18 @@ def draw_circuit(nodes, edges, title):
     """
     from matplotlib.figure import Figure
 
-    # A row for each layer's heads, for each MLP, and for the two ends.
+    # "3.5" and "3.6" have the same part before the point, so they share a row.
     groups = groupby(nodes, key=lambda node: node.partition(".")[0])
     rows = [list(group) for _, group in groups]
-    widest = max(len(row) for row in rows)
+    widest = max(map(len, rows))
     inches = (2.2 + 1.6 * max(widest, 3), 1.6 + 0.85 * len(rows))
-    figure = Figure(figsize=inches, layout="constrained")
+    figure = Figure(inches, layout="constrained")
     axes = figure.subplots()
     places = _place_nodes(rows)
     largest = max(abs(score) for _, _, score in edges)
+    # Arrows first, so that they end under the nodes and not over their names.
     for sender, reader, score in edges:
-        _draw_edge(axes, places, sender, reader, score, largest)
+        _draw_edge(axes, places, sender, reader, score / largest)
     box = {"boxstyle": "round", "fc": "white", "ec": "black"}
     for node, place in places.items():
         axes.text(*place, node, ha="center", va="center", bbox=box)
@@ -49,31 +53,30 @@ def _place_nodes(rows):
     """{node: (x, y)}, y the number of its row."""
     places = {}
     for y, row in enumerate(rows):
-        # Every second row stands a little aside, so that arrows do not run through nodes.
+        # Rows stand a little to the right and to the left of the middle in turn, so that arrows do
+        # not run through the nodes of a row between.
         aside = -0.28 if y % 2 else 0.28
         for number, node in enumerate(row):
             places[node] = (number - (len(row) - 1) / 2 + aside, y)
     return places
 
 
-def _draw_edge(axes, places, sender, reader, score, largest):
+def _draw_edge(axes, places, sender, reader, score):
+    """Draw the arrow of an edge; score: from -1 to 1."""
     from matplotlib.patches import FancyArrowPatch
 
-    node = reader
-    role = ""
-    if reader not in places:
-        node, _, role = reader.rpartition(".")  # "3.5.q" -> "3.5", "q"
-    colour, bend, _ = ROLES[role]
+    # The arrow to "3.5.q" ends at the node "3.5", and has the colour of what it reads, "q".
+    colour, bend, _ = ROLES.get(reader[-1], ROLES[""])
     arrow = FancyArrowPatch(
         places[sender],
-        places[node],
+        places[reader.rstrip(".qkv")],
         arrowstyle="-|>",
         connectionstyle=f"arc3,rad={bend}",
         shrinkA=13,
         shrinkB=13,
         mutation_scale=9,
         alpha=0.8,
-        lw=0.6 + 3.4 * abs(score) / largest,
+        lw=0.6 + 3.4 * abs(score),
         ls="-" if score >= 0 else "--",
         color=colour,
     )
@@ -81,12 +84,12 @@ def _draw_edge(axes, places, sender, reader, score, largest):
 
 
 def _draw_legend(axes):
-    from matplotlib.lines import Line2D
-
-    lines = [Line2D([], [], color=colour, lw=2, label=label) for colour, _, label in ROLES.values()]
-    lines.append(Line2D([], [], color="black", lw=2, ls="--", label="against the right answer"))
+    """Say below the picture what the colours and the dashes mean."""
+    # Lines without points are not seen, but have their entry in the legend.
+    for colour, _, label in ROLES.values():
+        axes.plot([], [], colour, lw=2, label=label)
+    axes.plot([], [], "k--", lw=2, label="against the right answer")
     axes.legend(
-        handles=lines,
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
         ncols=3,

@@ -20,7 +20,7 @@ MAX_INCHES = 60  # of a side: a larger picture is a file that nobody can open
 
 
 def check_output(path, suffixes=SUFFIXES):
-    """ValueError unless a picture (or a page) can be written to path, and its table beside it."""
+    """ValueError unless a picture (or a page) can be written to path."""
     path = Path(path)
     if path.suffix not in suffixes:
         raise ValueError(
@@ -30,22 +30,17 @@ def check_output(path, suffixes=SUFFIXES):
         raise ValueError(
             f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first"
         )
-    for file in (path, path.with_suffix(".csv")):
-        if file.is_dir():
-            raise ValueError(f"cannot write {str(file)!r}: it is a folder")
-    _try_writing(path)
-
-
-def _try_writing(path):
-    """ValueError if no file can be made beside path."""
+    if path.is_dir():
+        raise ValueError(f"cannot write {str(path)!r}: it is a folder")
     # Asked by doing it: permissions do not tell of read-only disks and of folders such as /proc.
     probe = path.with_name(f".{path.name}.probe")
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"cannot write {path}: {reason}; choose another folder") from error
+        raise ValueError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder"
+        ) from error
 
 
 def token_labels(tokens):
@@ -64,17 +59,13 @@ def draw_heatmap(values, columns, title, quantity, rows=None, xlabel="position a
     Colours: red above 0, white at 0, blue below. title, quantity (of the colour bar) and the labels
     are shown to the letter. rows: "layer.head" labels; without them the rows are the layers from 0.
     """
-    from matplotlib.colors import CenteredNorm
-
-    colours = {"cmap": "RdBu_r", "norm": CenteredNorm(0)}
-    figure = _draw_image(values, columns, title, quantity, rows, **colours)
-    figure.axes[0].set_xlabel(xlabel)
-    height, width = values.shape
+    largest = values.abs().max().item()
+    colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+    figure = _draw_image(values, columns, title, quantity, rows, xlabel, **colours)
     # In more cells than these the numbers would run into each other.
-    if width <= 24 and height <= 60:
+    if len(columns) <= 24 and len(values) <= 60:
         numbers = [f"{value:.1f}" for value in values.flatten().tolist()]
-        dark = 0.6 * values.abs().max().item()
-        _write_in_cells(figure, values, numbers, dark, fontsize=7)
+        _write_in_cells(figure, values, numbers, 0.6 * largest, fontsize=7)
     return figure
 
 
@@ -86,8 +77,9 @@ def save_heatmap(values, tokens, title, quantity, path):
     picture = Path(path)
     table = picture.with_suffix(".csv")
     columns = token_labels(tokens)
+    figure = draw_heatmap(values, columns, title, quantity)
     with atomic_write(picture) as temporary_picture, atomic_write(table) as temporary_table:
-        save_figure(draw_heatmap(values, columns, title, quantity), temporary_picture)
+        save_figure(figure, temporary_picture)
         save_csv(values, columns, temporary_table)
     return picture, table
 
@@ -99,17 +91,18 @@ def draw_words(values, columns, words, title, quantity, largest):
     """
     colours = {"cmap": "Blues", "vmin": 0, "vmax": largest}
     figure = _draw_image(values, columns, title, quantity, **colours)
-    figure.axes[0].set_xlabel("position and token")
     # In more columns than these no word can be read.
     if len(columns) <= 80:
         _write_in_cells(figure, values, words, 0.7 * largest, fontsize=6.5)
     return figure
 
 
-def _draw_image(values, columns, title, quantity, rows=None, **colours):
+def _draw_image(
+    values, columns, title, quantity, rows=None, xlabel="position and token", **colours
+):
     """A Figure of values as an image, row 0 at the top, with its ticks, title and colour bar.
 
-    rows: as in draw_heatmap. colours: what imshow takes as cmap and norm, or vmin and vmax.
+    rows, xlabel: as in draw_heatmap. colours: what imshow takes as cmap, vmin and vmax.
     """
     from matplotlib.figure import Figure
 
@@ -120,24 +113,20 @@ def _draw_image(values, columns, title, quantity, rows=None, **colours):
     inches = (min(across, MAX_INCHES), min(down, MAX_INCHES))
     figure = Figure(inches, layout="constrained")
     axes = figure.subplots()
-    numbers = values.cpu().double().numpy()
-    image = axes.imshow(numbers, aspect="auto", origin="upper", **colours)
-    _name_ticks(axes.xaxis, columns, 95)
-    _name_ticks(axes.yaxis, rows or list(range(height)), 170)
-    axes.set_ylabel("layer.head" if rows else "layer")
-    axes.tick_params(axis="x", labelrotation=60)
-    for label in axes.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor", parse_math=False)
+    image = axes.imshow(values.cpu().double().numpy(), aspect="auto", **colours)
+    _name_ticks(axes.xaxis, columns, 95, rotation=60, ha="right", rotation_mode="anchor")
+    _name_ticks(axes.yaxis, rows or range(height), 170)
+    axes.set(xlabel=xlabel, ylabel="layer.head" if rows else "layer")
     axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
     figure.colorbar(image).set_label(quantity, parse_math=False)
     return figure
 
 
-def _name_ticks(axis, labels, most):
+def _name_ticks(axis, labels, most, **style):
     """Put the labels at 0, 1, ...; of more than `most`, only every second, third ... is shown."""
     count = len(labels)
     step = -(-count // most)  # rounded up
-    axis.set_ticks(range(0, count, step), labels[::step])
+    axis.set_ticks(range(0, count, step), labels[::step], parse_math=False, **style)
 
 
 def _write_in_cells(figure, values, texts, dark, fontsize):
@@ -146,10 +135,8 @@ def _write_in_cells(figure, values, texts, dark, fontsize):
     White where the value is beyond `dark`, above or below 0, so that it is read on a dark cell.
     """
     axes = figure.axes[0]
-    height, width = values.shape
-    cells = product(range(height), range(width))
-    for (row, column), text in zip(cells, texts):
-        is_dark = values[row, column].abs() > dark
+    for number, text in enumerate(texts):
+        row, column = divmod(number, values.size(1))
         axes.text(
             column,
             row,
@@ -157,7 +144,7 @@ def _write_in_cells(figure, values, texts, dark, fontsize):
             ha="center",
             va="center",
             fontsize=fontsize,
-            color="white" if is_dark else "black",
+            color="white" if values[row, column].abs() > dark else "black",
             parse_math=False,
             # They lie within the axes, so the layout need not ask for their sizes.
             in_layout=False,
@@ -191,11 +178,13 @@ def draw_patterns(patterns, labels, title):
     _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
     axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
     if R * K > 1:
-        _name_patterns(axes, R, K, tile, cell)
+        size = min(14, 9 * cell * tile)
+        for row, column in product(range(R), range(K)):
+            corner = (column * tile + tile - 2, row * tile)
+            axes.text(*corner, f"{row}.{column}", ha="right", va="top", fontsize=size)
     # In a tall picture of many patterns a bar of the whole height could not be seen at once.
     shrink = min(1, 8 / figure.get_figheight())
-    bar = figure.colorbar(drawn, aspect=40, shrink=shrink)
-    bar.set_label("attention weight")
+    figure.colorbar(drawn, aspect=40, shrink=shrink, label="attention weight")
     return figure
 
 
@@ -213,14 +202,6 @@ def _name_tokens(axis, labels, panels, cell, rotation):
     axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
 
 
-def _name_patterns(axes, R, K, tile, cell):
-    """Write "row.column" into the upper right corner of each of R x K tiles."""
-    size = min(14, 9 * cell * tile)
-    for row, column in product(range(R), range(K)):
-        corner = (column * tile + tile - 2, row * tile)
-        axes.text(*corner, f"{row}.{column}", ha="right", va="top", fontsize=size)
-
-
 def shown(figure, path=None):
     """The figure, as it is; written to path (.png, .svg, .pdf) if there is one.
 
@@ -234,14 +215,15 @@ def shown(figure, path=None):
 
 
 def save_page(name, data, path):
-    """Write one self-contained page: pages/<name>.html with data, as JSON, in the place of DATA."""
+    """Write one self-contained page: pages/<name>.html with data, as JSON, in the place of DATA.
+
+    Tensors in the data become lists.
+    """
     check_output(path, (".html",))
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False)
+    text = json.dumps(data, allow_nan=False, default=lambda tensor: tensor.tolist())
     # Escaped, so that no text in the data can end the script element or begin another.
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    folder = Path(__file__).parent / "pages"
-    page = (folder / f"{name}.html").read_text(encoding="utf-8")
+    text = text.replace("<", r"\u003c")
+    page = Path(__file__).with_name("pages").joinpath(f"{name}.html").read_text(encoding="utf-8")
     with atomic_write(path) as temporary:
         temporary.write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
 
@@ -268,6 +250,5 @@ def save_csv(values, columns, path, rows=None):
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["layer", *columns])
-        labels = rows or range(len(values))
-        for label, cells in zip(labels, values.tolist()):
+        for label, cells in zip(rows or range(len(values)), values.tolist()):
             table.writerow([label, *cells])

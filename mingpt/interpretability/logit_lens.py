@@ -28,6 +28,36 @@ QUANTITIES = {
 }
 
 
+def plot_evolution(predictions, save_path=None, quantity="probability"):
+    """The matplotlib Figure of the classic grid: layers down, positions across, top tokens.
+
+    quantity, which colours it: "probability" of the token, "entropy" or "kl". save_path: .png, .svg
+    or .pdf write the figure; .html instead writes a page, which shows the k tokens of the cell
+    under the mouse or reached by arrow keys, and gives None.
+    """
+    if quantity not in QUANTITIES:
+        raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {quantity!r}")
+    if str(save_path).endswith(".html"):
+        # All quantities, of which the page shows the given one first.
+        data = vars(predictions) | {"names": QUANTITIES, "quantity": quantity}
+        # It shows neither of these.
+        del data["ids"], data["logits"]
+        return figures.save_page("logit_lens", data, save_path)
+
+    values = getattr(predictions, quantity)
+    # Probabilities have one scale in all pictures, so that these can be compared.
+    largest = 1
+    if quantity == "probability":
+        values = values[..., 0]  # (L,T,k) -> (L,T): the top token's
+    else:
+        largest = values.max().item() or 1
+    words = [figures.visible_text(cell[0])[:10] for row in predictions.top for cell in row]
+    labels = figures.token_labels(predictions.tokens)
+    title = f"logit lens at {predictions.site}: the top token"
+    figure = figures.draw_words(values, labels, words, title, QUANTITIES[quantity], largest)
+    return figures.shown(figure, save_path)
+
+
 @dataclass(repr=False)
 class Predictions:
     """What the lens reads after each layer at each position."""
@@ -41,51 +71,8 @@ class Predictions:
     entropy: Tensor  # (L,T), of the whole distribution, in nats
     kl: Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
 
-    def plot(self, save_path=None, quantity="probability"):
-        """plot_evolution of these."""
-        return plot_evolution(self, save_path, quantity)
-
-
-def plot_evolution(predictions, save_path=None, quantity="probability"):
-    """The matplotlib Figure of the classic grid: layers down, positions across, top tokens.
-
-    quantity, which colours it: "probability" of the token, "entropy" or "kl". save_path: .png, .svg
-    or .pdf write the figure; .html instead writes a page, which shows the k tokens of the cell
-    under the mouse or reached by arrow keys, and gives None.
-    """
-    if quantity not in QUANTITIES:
-        raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {quantity!r}")
-    if str(save_path).endswith(".html"):
-        return _save_page(predictions, save_path, quantity)
-
-    values = getattr(predictions, quantity).float().cpu()
-    # Probabilities have one scale in all pictures, so that these can be compared.
-    largest = 1
-    if quantity == "probability":
-        values = values[..., 0]  # (L,T,k) -> (L,T): the top token's
-    else:
-        largest = values.max().item() or 1
-    words = []
-    for row in predictions.top:
-        words += [figures.visible_text(tokens[0])[:10] for tokens in row]
-    labels = figures.token_labels(predictions.tokens)
-    title = f"logit lens at {predictions.site}: the top token"
-    figure = figures.draw_words(values, labels, words, title, QUANTITIES[quantity], largest)
-    return figures.shown(figure, save_path)
-
-
-def _save_page(predictions, path, quantity):
-    """Write the page, with all quantities, the given one shown first."""
-    data = {
-        "site": predictions.site,
-        "tokens": predictions.tokens,
-        "top": predictions.top,
-        "names": QUANTITIES,
-        "quantity": quantity,
-    }
-    for name in QUANTITIES:
-        data[name] = getattr(predictions, name).tolist()
-    figures.save_page("logit_lens", data, path)
+    # The function as a method: predictions.plot(save_path, quantity).
+    plot = plot_evolution
 
 
 @torch.no_grad()
@@ -101,10 +88,11 @@ def analyze(model, text, site="resid_post", k=5):
     _check_site(site)
     ids = encode_one(model, text)
     recorded = runs.record(model, ids, [site])
-    last_layer = model.config.n_layer - 1
-    _, output = _read(model, recorded["resid_post"][last_layer])  # (1,T,V)
+    final = recorded["resid_post"][model.config.n_layer - 1]
+    _, output = _read(model, final)  # (1,T,V)
 
     # A layer at a time, since the logits of all layers together would be large.
+    words = []
     readings = []
     for x in recorded[site].values():
         logits, log_probs = _read(model, x)  # (1,T,V)
@@ -113,14 +101,9 @@ def analyze(model, text, site="resid_post", k=5):
         entropy = -(log_probs.exp() * log_probs).sum(-1)  # (1,T)
         kl = (output.exp() * (output - log_probs)).sum(-1).clamp_min(0)
         readings.append((top.indices, top.values, probability, entropy, kl))
+        words.append([token_texts(model, cell) for cell in top.indices[0]])
     columns = [torch.cat(column) for column in zip(*readings)]  # (L,T,k) and (L,T)
-    words = [_texts_of_row(model, row) for row in columns[0]]
     return Predictions(site, token_texts(model, ids[0]), words, *columns)
-
-
-def _texts_of_row(model, ids):
-    """T lists of k texts, of ids (T,k)."""
-    return [token_texts(model, cell) for cell in ids]
 
 
 def _read(model, x):
@@ -153,12 +136,8 @@ def measure_convergence(model, text, threshold=0.1):
     is_final = (predictions.ids == predictions.ids[-1])[..., 0]  # (L,T)
     # A top token that is lost again on the way up is no prediction yet.
     layer = _first_lasting(is_final)
-    positions = range(len(layer))
-    return Convergence(
-        layer=layer,
-        probability=predictions.probability[layer, positions, 0],
-        kl_layer=_first_lasting(predictions.kl < threshold),
-    )
+    probability = predictions.probability[layer, range(len(layer)), 0]
+    return Convergence(layer, probability, _first_lasting(predictions.kl < threshold))
 
 
 def _first_lasting(holds):
@@ -184,28 +163,21 @@ def compare_to_bigram(model, texts, site="resid_post"):
     if not rows:
         raise ValueError("no text has two tokens in a row; give a list of longer ones")
 
-    counts, unigrams = _count_pairs(rows, model.config.vocab_size)
+    pairs = torch.cat([ids[0].unfold(0, 2, 1) for ids in rows]).T  # (2,N)
+    V = model.config.vocab_size
+    ones = torch.ones_like(pairs[0], dtype=torch.float)
+    # Sparse, since V x V numbers would not fit; coalesced, equal pairs are one entry, their sum.
+    counts = torch.sparse_coo_tensor(pairs, ones, (V, V), check_invariants=True).coalesce()
+    unigrams = torch.bincount(pairs[1], minlength=V) / len(ones)
     total = torch.zeros(model.config.n_layer)
     for ids in rows:
-        bigrams = counts.index_select(0, ids[0, :-1]).to_dense() + unigrams  # (T-1,V)
+        bigrams = counts.index_select(0, ids[0, :-1]).to_dense()  # (T-1,V)
+        bigrams += unigrams
         bigrams /= bigrams.sum(-1, keepdim=True)
-        recorded = runs.record(model, ids, [site])
-        for layer, x in recorded[site].items():
+        for layer, x in runs.record(model, ids, [site])[site].items():
             _, log_probs = _read(model, x[0, :-1])  # (T-1,V)
             total[layer] += F.kl_div(log_probs, bigrams, reduction="sum").item()
-    return total / sum(ids.size(1) - 1 for ids in rows)
-
-
-def _count_pairs(rows, V):
-    """(counts (V,V), sparse, unigrams (V,)): of the tokens that follow one in rows (1,T)."""
-    before = torch.cat([ids[0, :-1] for ids in rows])  # (N,)
-    after = torch.cat([ids[0, 1:] for ids in rows])
-    pairs = torch.stack((before, after))  # (2,N)
-    ones = torch.ones(len(after), device=after.device)
-    # Sparse, since V x V numbers would not fit; coalesced, equal pairs are one entry, their sum.
-    counts = torch.sparse_coo_tensor(pairs, ones, (V, V), check_invariants=True)
-    unigrams = torch.bincount(after, minlength=V) / len(after)
-    return counts.coalesce(), unigrams
+    return total / len(ones)
 
 
 def _separate(texts):
@@ -243,10 +215,10 @@ def _side_by_side(predictions, position, apart):
     headers = [f"at {prediction.tokens[position]!r}" for prediction in predictions]
     lines = [_line("layer", headers)]
     for layer in range(len(predictions[0].top)):
-        cells = []
-        for prediction in predictions:
-            token = prediction.top[layer][position][0]
-            cells.append(f"{token!r} {prediction.probability[layer, position, 0]:.2f}")
+        cells = [
+            f"{one.top[layer][position][0]!r} {one.probability[layer, position, 0]:.2f}"
+            for one in predictions
+        ]
         if layer == apart:
             cells.append("<- apart")
         lines.append(_line(layer, cells))
@@ -295,47 +267,52 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
         raise ValueError(
             f"give an answer, and as neurons a layer, 0 to {L - 1}; got {answer!r} and {neurons!r}"
         )
-    ids = encode_one(model, text)
-    recorded = runs.record(model, ids, ["z", "mlp_out", "mlp_post"])
-    z = last_token(recorded["z"])  # (L,H,D)
-    mlp_out = last_token(recorded["mlp_out"])  # (L,C)
-    x = last_token(recorded["resid_post"])[-1]  # (C,)
-    direction, reads = read_directly(model, ids, x, answer, other)
-
+    ids, ends, direction, reads = read_end(model, text, answer, other)
+    out, attention_biases = read_outputs(model, "attn", reads)
+    of_neurons, mlp_biases = read_outputs(model, "mlp", reads)
+    of_neurons *= ends["mlp_post"]  # (L,4C)
     # Each head writes through its own columns of the output weights: z times what these say.
-    out = torch.stack([reads @ block.attn.c_proj.weight for block in gpt.h])  # (L,C)
-    attention_biases = torch.stack([block.attn.c_proj.bias for block in gpt.h])  # (L,C)
-    mlp_biases = torch.stack([block.mlp.c_proj.bias for block in gpt.h])  # (L,C)
+    z = ends["z"]  # (L,H,D)
     parts = LogitParts(
         heads=(z * out.view_as(z)).sum(-1),  # (L,H,D) -> (L,H)
-        mlps=(mlp_out - mlp_biases) @ reads,
-        attention_biases=attention_biases @ reads,
-        mlp_biases=mlp_biases @ reads,
+        mlps=of_neurons.sum(-1),
+        attention_biases=attention_biases,
+        mlp_biases=mlp_biases,
         embedding=gpt.wte.weight[ids[0, -1]] @ reads,
         position=gpt.wpe.weight[ids.size(1) - 1] @ reads,
         final_bias=gpt.ln_f.bias.to(direction) @ direction,
-        total=readout.logit_diff(model, x, direction),
+        total=readout.logit_diff(model, ends["resid_post"][-1], direction),
     )
     if neurons is not None:
-        # They sum to their MLP without its bias, which would else be counted twice.
-        of_neurons = reads @ gpt.h[neurons].mlp.c_proj.weight  # (C,) @ (C,4C) -> (4C,)
-        parts.neurons = last_token(recorded["mlp_post"])[neurons] * of_neurons
+        parts.neurons = of_neurons[neurons]
         parts.mlps[neurons] = 0
     return parts
 
 
-def last_token(layers):
-    """(L,...): the last token's part of {layer: tensor (1,...,T,.)}."""
-    rows = [tensor[0, ..., -1, :] for tensor in layers.values()]
-    return torch.stack(rows)
+def read_outputs(model, part, reads):
+    """(by one unit of each input (L,n), by the bias (L,)): what output layers add directly.
 
-
-def read_directly(model, ids, x, answer, other=None):
-    """(direction, reads), (C,) each, for a final residual vector x (C,) of ids (1,T).
-
-    direction . ln_f(x) is logit(answer) [- logit(other)]; reads . y is what a part y of x adds to
-    it, the norm's scale held at that of x.
+    part: attn, whose inputs are z, or mlp, whose inputs are mlp_post. reads: of read_end.
     """
+    layers = [getattr(block, part).c_proj for block in model.transformer.h]
+    weights = torch.stack([reads @ layer.weight for layer in layers])
+    biases = torch.stack([reads @ layer.bias for layer in layers])
+    return weights, biases
+
+
+def read_end(model, text, answer, other):
+    """(ids (1,T), ends, direction (C,), reads (C,)) of one run. Cost: 1 pass.
+
+    ends: {site: (L,...)} of z, mlp_post and resid_post at the last token, where the final residual
+    vector is x. direction . ln_f(x) is logit(answer) [- logit(other)]; reads . y is what a part y
+    of x adds to it, the norm's scale held at that of x.
+    """
+    ids = encode_one(model, text)
+    ends = {}
+    for site, layers in runs.record(model, ids, ["z", "mlp_post"]).items():
+        rows = [tensor[0, ..., -1, :] for tensor in layers.values()]
+        ends[site] = torch.stack(rows)
+    x = ends["resid_post"][-1]
     ln_f = model.transformer.ln_f
     answer_id = answer_ids(model, answer, ids, ids, "given")
     other_id = None if other is None else answer_ids(model, other, ids, ids, "given")
@@ -344,4 +321,4 @@ def read_directly(model, ids, x, answer, other=None):
     reads = direction * ln_f.weight
     scale = (x.var(correction=0) + ln_f.eps).sqrt()
     reads = (reads - reads.mean()) / scale
-    return direction, reads.to(x.dtype)
+    return ids, ends, direction, reads.to(x.dtype)

@@ -12,7 +12,7 @@ Elhage et al. 2021 (transformer-circuits.pub), direct contributions; Voita et al
 dead neurons.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from mingpt.interpretability import figures, readout, runs
-from mingpt.interpretability.inputs import encode_one, token_texts, tokenizer_of
-from mingpt.interpretability.logit_lens import last_token, read_directly
+from mingpt.interpretability.inputs import token_texts, tokenizer_of
+from mingpt.interpretability.logit_lens import read_end, read_outputs
 from mingpt.sites import Patch, as_int
 
 # Tokens that run together, padding included. It bounds the memory; a single window is never cut.
@@ -52,10 +52,10 @@ class TopExamples:
 
     def plot(self, path):
         """Write a page (.html) of the examples, their tokens shaded by activation."""
-        data = []
-        for (layer, neuron), examples in self.examples.items():
-            rows = [asdict(example) for example in examples]
-            data.append({"neuron": f"{layer}.{neuron}", "examples": rows})
+        data = [
+            {"neuron": f"{layer}.{neuron}", "examples": list(map(vars, examples))}
+            for (layer, neuron), examples in self.examples.items()
+        ]
         figures.save_page("neurons", data, path)
 
 
@@ -70,21 +70,17 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
     if k < 1 or around < 0:
         raise ValueError(f"k must be at least 1 and around at least 0, got {k} and {around}")
     examples = {(layer, number): [] for number in neurons}
-    # What a window must exceed to come among the best; -inf until there are k.
-    bars = torch.full((len(neurons),), -torch.inf, dtype=torch.float64)
     for _, windows, acts in _mlp_post(model, texts, [layer]):
         lengths = [len(window.ids) for window in windows]
         pieces = acts[:, neurons].cpu().split(lengths)  # (T,N) of each window
         for window, piece in zip(windows, pieces):
-            is_better = piece.amax(0) > bars  # (T,N) -> (N,)
-            for n in is_better.nonzero()[:, 0].tolist():
+            for n, largest in enumerate(piece.amax(0).tolist()):  # (T,N) -> (N,)
                 best = examples[layer, neurons[n]]
-                best.append(_example(model, window, piece[:, n], around))
-                # Sorting keeps the order of equals, so the earlier stays before the later.
-                best.sort(key=lambda example: -example.activation)
-                del best[k:]
-                if len(best) == k:
-                    bars[n] = best[-1].activation
+                if len(best) < k or largest > best[-1].activation:
+                    best.append(_example(model, window, piece[:, n], around))
+                    # Sorting keeps the order of equals, so the earlier stays before the later.
+                    best.sort(key=lambda example: -example.activation)
+                    del best[k:]
     return TopExamples(examples)
 
 
@@ -94,12 +90,12 @@ def _example(model, window, activations, around):
     first = max(0, peak - around)
     shown = slice(first, peak + around + 1)
     return Example(
-        activation=activations[peak].item(),
-        text=window.text,
-        position=window.start + peak,
-        peak=peak - first,
-        tokens=token_texts(model, window.ids[shown]),
-        activations=activations[shown].tolist(),
+        activations[peak].item(),
+        window.text,
+        window.start + peak,
+        peak - first,
+        token_texts(model, window.ids[shown]),
+        activations[shown].tolist(),
     )
 
 
@@ -121,28 +117,20 @@ def activation_stats(model, texts):
     Cost: one pass over the texts; memory does not grow with them, since only sums are kept.
     """
     L = model.config.n_layer
-    total = torch.zeros(L, model.config.n_inner, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    active = torch.zeros_like(total)
+    sums = torch.zeros(3, L, model.config.n_inner, dtype=torch.float64)
     tokens = 0
     for layer, _, acts in _mlp_post(model, texts, range(L)):
         # Sums of squares in fp32 would lose the variance of a neuron with a large mean.
         if acts.device.type == "mps":  # which has no fp64
             acts = acts.cpu()
         acts = acts.double()  # (tokens,4C)
-        total[layer] += acts.sum(0).cpu()
-        squares[layer] += (acts**2).sum(0).cpu()
-        active[layer] += (acts > 0).sum(0).cpu()
+        columns = [acts.sum(0), (acts**2).sum(0), (acts > 0).sum(0)]
+        sums[:, layer] += torch.stack(columns).cpu()
         if layer == 0:
             tokens += len(acts)
-    mean = total / tokens
-    return ActivationStats(
-        mean=mean,
-        variance=(squares / tokens - mean**2).clamp(0),
-        active=active / tokens,
-        dead=active == 0,
-        tokens=tokens,
-    )
+    mean, square, active = sums / tokens
+    variance = (square - mean**2).clamp(0)
+    return ActivationStats(mean, variance, active, active == 0, tokens)
 
 
 @dataclass
@@ -174,9 +162,9 @@ def neuron_logit_weights(model, layer, neuron, k=10):
     c_fc = block.mlp.c_fc
     matches = embedded @ c_fc.weight[neuron] + c_fc.bias[neuron]  # (V,C) @ (C,) -> (V,)
     return LogitWeights(
-        promotes=_extremes(model, logits, k),
-        suppresses=_extremes(model, logits, k, largest=False),
-        matches=_extremes(model, matches, k),
+        _extremes(model, logits, k),
+        _extremes(model, logits, k, largest=False),
+        _extremes(model, matches, k),
     )
 
 
@@ -203,12 +191,10 @@ class ImportantNeurons:
 
     def __str__(self):
         lines = ["layer.neuron  activation    direct  ablation"]
-        for i, (layer, neuron) in enumerate(self.neurons):
-            line = f"{layer:5}.{neuron:<8}{self.activation[i]:10.3f}"
-            line += f"{self.direct[i]:10.3f}{self.ablation[i]:10.3f}"
-            if self.disagree[i]:
-                line += "  disagree"
-            lines.append(line)
+        for (layer, neuron), *values, disagree in zip(*vars(self).values()):
+            cells = "".join(f"{value:10.3f}" for value in values)
+            mark = "  disagree" if disagree else ""
+            lines.append(f"{layer:5}.{neuron:<8}{cells}{mark}")
         return "\n".join(lines)
 
 
@@ -220,26 +206,22 @@ def important_neurons(model, text, answer, other=None, k=10):
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    ids = encode_one(model, text)
-    recorded = runs.record(model, ids, ["mlp_post"])
-    end = last_token(recorded["resid_post"])[-1]  # (C,)
-    direction, reads = read_directly(model, ids, end, answer, other)
-    weights = [reads @ block.mlp.c_proj.weight for block in model.transformer.h]
-    acts = last_token(recorded["mlp_post"])  # (L,4C)
-    direct = acts * torch.stack(weights)  # (L,4C)
+    ids, ends, direction, reads = read_end(model, text, answer, other)
+    weights, _ = read_outputs(model, "mlp", reads)  # (L,4C)
+    acts = ends["mlp_post"].flatten()  # (L*4C,)
+    direct = acts * weights.flatten()
 
     # Of all neurons the direct part is known; an ablation is a run, so only the k largest get one.
-    count = min(k, direct.numel())
-    top = direct.abs().flatten().topk(count).indices
-    neurons = [divmod(number, acts.size(1)) for number in top.tolist()]
+    top = direct.abs().topk(min(k, len(direct))).indices
+    neurons = [divmod(number, model.config.n_inner) for number in top.tolist()]
     # One run each: neurons of one MLP that are removed together could stand in for each other.
-    ends = [_ablated_end(model, ids, layer, neuron) for layer, neuron in neurons]
-    intact = readout.logit_diff(model, end, direction)
-    ablation = intact - readout.logit_diff(model, torch.stack(ends), direction)  # (k,)
-    direct = direct.flatten()[top]
+    ablated = [_ablated_end(model, ids, layer, neuron) for layer, neuron in neurons]
+    intact = readout.logit_diff(model, ends["resid_post"][-1], direction)
+    ablation = intact - readout.logit_diff(model, torch.stack(ablated), direction)  # (k,)
+    direct = direct[top]
     larger = torch.maximum(direct.abs(), ablation.abs())
     disagree = (direct - ablation).abs() > larger / 2
-    return ImportantNeurons(neurons, acts.flatten()[top], direct, ablation, disagree)
+    return ImportantNeurons(neurons, acts[top], direct, ablation, disagree)
 
 
 def _ablated_end(model, ids, layer, neuron):
@@ -260,16 +242,21 @@ def _check_neurons(model, layer, neurons):
     """(layer, neurons, a list without repeats) as ints; ValueError if the model has none such."""
     if not isinstance(neurons, (list, tuple, range)):
         neurons = [neurons]
-    _check_numbers("layer", [layer], model.config.n_layer)
-    _check_numbers("neuron", neurons, model.config.n_inner)
-    return as_int(layer), list(dict.fromkeys(map(as_int, neurons)))
+    layers = [as_int(layer)]
+    neurons = list(dict.fromkeys(map(as_int, neurons)))
+    config = model.config
+    for name, numbers, size in (
+        ("layer", layers, config.n_layer),
+        ("neuron", neurons, config.n_inner),
+    ):
+        if not numbers or not _are_below(numbers, size):
+            raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
+    return layers[0], neurons
 
 
-def _check_numbers(name, numbers, size):
-    """ValueError unless there are numbers, all of them ints from 0 to size - 1."""
-    is_there = [type(as_int(n)) is int and 0 <= n < size for n in numbers]
-    if not numbers or not all(is_there):
-        raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
+def _are_below(numbers, size):
+    """Whether all the numbers are ints from 0 to size - 1; True is none."""
+    return all(type(number) is int and 0 <= number < size for number in numbers)
 
 
 def _mlp_post(model, texts, layers):
@@ -290,8 +277,7 @@ def _mlp_post(model, texts, layers):
 
     for windows in _batches(model, texts):
         rows = [window.ids for window in windows]
-        ids = pad_sequence(rows, batch_first=True, padding_value=-1)  # (B,T)
-        ids = ids.to(model.lm_head.weight.device)
+        ids = pad_sequence(rows, True, padding_value=-1).to(model.lm_head.weight.device)  # (B,T)
         is_token = ids >= 0  # the padding is -1
         positions = model.transformer.wpe.weight[: ids.size(1)]  # (T,C)
         x = model.transformer.wte(ids.clamp(min=0)) + positions  # (B,T,C)
@@ -342,7 +328,7 @@ def _ids_of_text(model, text, number):
     ids = torch.as_tensor(ids, device="cpu")  # where windows wait for their batch
     V = model.config.vocab_size
     # The numbers and not the dtype are looked at, since an empty list becomes a tensor of floats.
-    if ids.ndim != 1 or not all(type(i) is int and 0 <= i < V for i in ids.tolist()):
+    if ids.ndim != 1 or not _are_below(ids.tolist(), V):
         raise ValueError(
             f"text {number} must be a text, or ids (T,) from 0 to {V - 1}; got {text!r:.80}"
         )

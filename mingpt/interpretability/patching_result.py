@@ -11,6 +11,7 @@ import torch
 
 from mingpt.common import atomic_write
 from mingpt.interpretability import figures
+from mingpt.interpretability.inputs import token_texts
 from mingpt.interpretability.readout import answer_direction, logit_diff
 from mingpt.model import GPT
 from mingpt.sites import SITES_WITH_HEADS
@@ -40,17 +41,17 @@ class PatchingResult:
 
         Positive = the corrupted answer is ahead.
         """
-        return self._squeeze(self._logit_diff("patched"))
+        return self._logit_diff("patched")
 
     @property
     def clean(self):
         """The logit difference of the unpatched clean run."""
-        return self._squeeze(self._logit_diff("clean"))
+        return self._logit_diff("clean")
 
     @property
     def corrupted(self):
         """The logit difference of the unpatched corrupted run."""
-        return self._squeeze(self._logit_diff("corrupted"))
+        return self._logit_diff("corrupted")
 
     @property
     def normalized(self):
@@ -58,11 +59,9 @@ class PatchingResult:
 
         0 = as in the corrupted run, 1 = as in the clean run.
         """
-        patched = self._logit_diff("patched")  # (B,cells)
-        one_for_all_cells = (-1, *[1] * (patched.ndim - 1))
-        clean = self._logit_diff("clean").view(one_for_all_cells)
-        corrupted = self._logit_diff("corrupted").view(one_for_all_cells)
-        return self._squeeze((patched - corrupted) / (clean - corrupted))
+        # B goes last, where the B unpatched runs broadcast to all cells; one pair has no B.
+        restored = self.logit_diff.movedim(0, -1) - self.corrupted
+        return (restored / (self.clean - self.corrupted)).movedim(-1, 0)
 
     @property
     def log_prob(self):
@@ -71,7 +70,7 @@ class PatchingResult:
         def of_clean_answer(vectors, pair):
             return self._log_probs(vectors)[..., self.answers[pair, 0]]
 
-        return self._squeeze(self._read("patched", of_clean_answer))
+        return self._read("patched", of_clean_answer)
 
     @property
     def probability(self):
@@ -86,11 +85,11 @@ class PatchingResult:
             clean = self._log_probs(self.vectors["clean"][pair])
             return (clean.exp() * (clean - self._log_probs(vectors))).sum(-1)
 
-        return self._squeeze(self._read("patched", divergence))
+        return self._read("patched", divergence)
 
     def mean(self):
         """logit_diff, averaged over the pairs: cells without B."""
-        return self._logit_diff("patched").mean(0)
+        return self.logit_diff if self.single else self.logit_diff.mean(0)
 
     def plot(self, path=None):
         """The matplotlib Figure of the mean logit_diff; path (.png, .svg, .pdf): written there."""
@@ -112,7 +111,7 @@ class PatchingResult:
         """What logit_diff is, in words."""
         if len(self.answers) > 1 or self.model.tokenizer is None:
             return "logit(corrupted answer) - logit(clean answer)"
-        clean, corrupted = (self.model.tokenizer.decode([i]) for i in self.answers[0].tolist())
+        clean, corrupted = token_texts(self.model, self.answers[0])
         return f"logit({corrupted!r}) - logit({clean!r})"
 
     def __repr__(self):
@@ -123,22 +122,19 @@ class PatchingResult:
     def _table(self):
         """(values (rows, columns), labels of rows or None for layers, of columns, of the axis)."""
         values = self.mean()
-        positions = figures.token_labels(self.tokens)
-        has_heads = self.site in SITES_WITH_HEADS
-        across = "position and token"
+        rows = None
+        if values.ndim == 1:  # (L,)
+            return values[:, None], rows, ["all positions"], ""
+        if values.ndim == 2 and self.site in SITES_WITH_HEADS:  # (L,H)
+            return values, rows, range(values.size(1)), "head"
         if values.ndim == 3:  # (L,H,T)
             L, H, _ = values.shape
             rows = [f"{layer}.{head}" for layer in range(L) for head in range(H)]
-            return values.flatten(0, 1), rows, positions, across
-        if values.ndim == 1:  # (L,)
-            return values[:, None], None, ["all positions"], ""
-        if has_heads:  # (L,H)
-            heads = [str(head) for head in range(values.size(1))]
-            return values, None, heads, "head"
-        return values, None, positions, across
+            values = values.flatten(0, 1)
+        return values, rows, figures.token_labels(self.tokens), "position and token"
 
     def _logit_diff(self, name):
-        """(B,cells): corrupted - clean answer."""
+        """(B,cells): corrupted - clean answer; of one pair cells."""
 
         def difference(vectors, pair):
             direction = answer_direction(self.model, *self.answers[pair])  # (C,)
@@ -151,7 +147,7 @@ class PatchingResult:
 
     @torch.no_grad()
     def _read(self, name, measure):
-        """(B,cells): a measure of all the vectors of that name.
+        """(B,cells): a measure of all the vectors of that name; of one pair cells.
 
         measure: f(vectors (n,C), number of the pair) -> (n,).
         """
@@ -161,7 +157,4 @@ class PatchingResult:
             chunks = vectors.reshape(-1, vectors.size(-1)).split(512)
             measured = torch.cat([measure(chunk, pair) for chunk in chunks])
             values.append(measured.view(vectors.shape[:-1]))
-        return torch.stack(values)
-
-    def _squeeze(self, values):
-        return values[0] if self.single else values
+        return values[0] if self.single else torch.stack(values)

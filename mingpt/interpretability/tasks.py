@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from mingpt.interpretability.inputs import answer_ids, encode, encode_pair
+from mingpt.interpretability.inputs import answer_ids, encode_pair, tokenizer_of
 from mingpt.interpretability.readout import answer_direction
 
 MAX_TOKENS = 512  # of a batch, which bounds the memory that its runs take
@@ -50,17 +50,17 @@ def load_task(model, task, count=100, seed=0):
     batches = []
     for T, alike in by_length.items():
         size = MAX_TOKENS // T + 1
-        for first in range(0, len(alike), size):
-            columns = zip(*alike[first : first + size])
-            batches.append(Batch(*map(torch.cat, columns)))
+        columns = [torch.cat(column).split(size) for column in zip(*alike)]
+        batches += map(Batch, *columns)
     return batches
 
 
 def _draw_pairs(model, name, count, seed):
     """`count` pairs of a built-in task, each as a Batch of one."""
     if name not in TASKS:
-        known = ", ".join(TASKS)
-        raise ValueError(f"no task {name!r}; the tasks are {known}, or give pairs of your own")
+        raise ValueError(
+            f"no task {name!r}; the tasks are {', '.join(TASKS)}, or give pairs of your own"
+        )
     rng = random.Random(seed)
     pairs = []
     reason = ""
@@ -72,22 +72,24 @@ def _draw_pairs(model, name, count, seed):
             reason = error
         if len(pairs) == count:
             return pairs
-    usable = f"{len(pairs)} of {TRIES * count} pairs could be used"
-    raise ValueError(f"{name} does not suit this model: {usable}; the last: {reason}")
+    raise ValueError(
+        f"{name} does not suit this model: {len(pairs)} of {TRIES * count} pairs could be used; "
+        f"the last: {reason}"
+    )
 
 
 def _read_pair(model, pair):
     """One pair as a Batch of one; ValueError if its texts do not match or an answer is no token."""
-    if len(pair) != 4 or any(answer is None or answer == [] for answer in pair[2:]):
+    if len(pair) != 4 or any(answer in (None, []) for answer in pair[2:]):
         raise ValueError(f"a pair is (clean, corrupted, right answer, wrong answer), got {pair}")
-    clean, corrupted = encode_pair(model, pair[0], pair[1])
+    clean, corrupted = encode_pair(model, *pair[:2])
     if len(clean) != 1:
         raise ValueError(
             f"a pair has one clean and one corrupted text, got {len(clean)}; give each as a pair"
         )
     # Several tokens may be right, or wrong: what counts is the mean of their logits.
     directions = []
-    for answer, name in ((pair[2], "right"), (pair[3], "wrong")):
+    for answer, name in zip(pair[2:], ("right", "wrong")):
         tokens = answer if isinstance(answer, list) else [answer]
         ids = torch.cat([answer_ids(model, token, clean, corrupted, name) for token in tokens])
         direction = answer_direction(model, ids).detach()
@@ -103,15 +105,10 @@ def _induction(model, rng):
         raise ValueError(
             f"{V} tokens and {model.block_size} positions leave no room to repeat something"
         )
-    tokens = rng.sample(range(V), 2 * n)
-    clean = tokens[:n]
-    corrupted = tokens[n:]
-    return _repeat(clean), _repeat(corrupted), clean[-1], corrupted[-1]
-
-
-def _repeat(tokens):
-    """(1,2n-1): the n tokens and all but the last again; the last is what comes next."""
-    return torch.tensor([tokens + tokens[:-1]])
+    tokens = torch.tensor(rng.sample(range(V), 2 * n)).view(2, n)
+    # The last of the tokens is what comes next, when all the others have come again.
+    ids = tokens.repeat(1, 2)[:, :-1]  # (2,n) -> (2,2n-1)
+    return *ids.split(1), *tokens[:, -1].tolist()
 
 
 def _name_recall(model, rng):
@@ -141,17 +138,14 @@ def _greater_than(model, rng):
     event = rng.choice(["war", "project", "trial", "siege"])
     century = rng.randint(11, 17)
     year = rng.randint(2, 98)
-    texts = (f" {century}{year:02}", f" {century}", f"{year:02}")
-    whole, first, last = (encode(model, text)[0].tolist() for text in texts)
-    # The year must be two tokens, of which the answer is the second.
-    if whole != first + last:
+    encode = tokenizer_of(model).encode
+    # The answer is the second half of a year, so it must be a token of its own.
+    if encode(f" {century}{year:02}") != encode(f" {century}") + encode(f"{year:02}"):
         raise ValueError(f"{century}{year:02} is not {century} and {year:02} for the tokenizer")
     start = f"The {event} lasted from the year {century}"
     end = f" to the year {century}"
-    two_digits = [f"{number:02}" for number in range(100)]
-    later = two_digits[year + 1 :]
-    earlier = two_digits[: year + 1]
-    return f"{start}{year:02}{end}", f"{start}01{end}", later, earlier
+    years = [f"{number:02}" for number in range(100)]
+    return f"{start}{year:02}{end}", f"{start}01{end}", years[year + 1 :], years[: year + 1]
 
 
 # Each takes a model and a random generator and gives a pair, as load_task takes it; a ValueError
