@@ -21,6 +21,7 @@ from mingpt.model import GPT
 
 def study(options):
     """Find a circuit of the named model, measure it, draw it and write it."""
+    # Before all the computing: a picture that cannot be written would be lost at the end.
     figures.check_output(options.output)
     model = GPT.from_pretrained(options.model)
     # Another seed than find_circuit's, so that these are other pairs.
@@ -34,7 +35,10 @@ def study(options):
 
 
 def print_measures(circuit, others):
-    """Print what the model does on other pairs, and how much of it the circuit does."""
+    """Print what the model does on other pairs, and how much of it the circuit does.
+
+    A circuit may fit the pairs that it was found on by chance: only the others tell.
+    """
     runs = record_task(circuit.model, others)
     clean, corrupted = runs.unpatched()
     right = (clean > 0).float().mean()
@@ -59,12 +63,15 @@ def main(arguments=None):
     parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
     parser.add_argument("--task", default="name_recall", choices=TASKS)
     parser.add_argument("--method", default="path_patching", choices=METHODS)
-    keep = "faithfulness of the circuit; default: %(default)s"
-    parser.add_argument("--keep", type=float, default=0.9, help=keep)
-    pairs = "pairs to measure it on; default: %(default)s"
-    parser.add_argument("--pairs", type=int, default=300, help=pairs)
-    output = "default: %(default)s; and a .json beside it"
-    parser.add_argument("--output", default="circuit.png", help=output)
+    parser.add_argument(
+        "--keep", type=float, default=0.9, help="faithfulness of the circuit; default: %(default)s"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=300, help="pairs to measure it on; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output", default="circuit.png", help="default: %(default)s; and a .json beside it"
+    )
     return run_command(study, parser.parse_args(arguments))
 
 
