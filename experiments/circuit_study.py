@@ -42,13 +42,12 @@ def print_measures(circuit, others):
     runs = record_task(circuit.model, others)
     clean, corrupted = runs.unpatched()
     right = (clean > 0).float().mean()
-    possible = int(runs.graph.possible.sum())
     print(
         f"{len(clean)} other pairs: right on {right:.1%}, "
         f"mean logit difference {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     )
     print(
-        f"{circuit} of {possible} possible edges; "
+        f"{circuit} of {int(runs.graph.possible.sum())} possible edges; "
         f"faithfulness {circuit.faithfulness():.3f}, "
         f"on the other pairs {circuit.faithfulness(others):.3f}; "
         f"completeness, on the other pairs, {circuit.completeness(others):.3f}"

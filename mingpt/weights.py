@@ -119,7 +119,10 @@ def tie_embeddings(weights):
     Where the weights have no output matrix, the token embedding is put in its place, not copied.
     """
     embedding = weights.get("transformer.wte.weight")
-    if embedding is None or weights.setdefault("lm_head.weight", embedding).equal(embedding):
+    if embedding is None:
+        return []
+    output = weights.setdefault("lm_head.weight", embedding)
+    if output.equal(embedding):
         return []
     return ["lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so"]
 

@@ -58,12 +58,13 @@ def layout(model):
         readers += [f"{head}.{role}" for role in "qkv" for head in heads]
         below += 3 * H * [len(senders)]
         senders += heads
-        readers.append(f"mlp {layer}")
+        mlp = f"mlp {layer}"
+        readers.append(mlp)
         below.append(len(senders))
-        senders.append(f"mlp {layer}")
+        senders.append(mlp)
     readers.append("logits")
     below.append(len(senders))
-    # A head has three readers, everything else at most one, of its own name.
+    # Only the readers of a head are not named as their node: 2.1.q belongs to 2.1.
     nodes = [reader.rstrip(".qkv") for reader in readers]
     possible = torch.arange(len(senders)) < torch.tensor(below)[:, None]  # (S,) < (R,1) -> (R,S)
     return Layout(L, H, senders, readers, nodes, possible)
@@ -145,17 +146,20 @@ def run_circuit(base, mask, start=0):
             streams = corrupted["resid_pre"][layer] + _sum_along(edges, change[:heads])
             z = _attend(block, streams)
             change[heads:mlp] = written_by_heads(block.attn, z - corrupted["z"][layer])
-        edges = mask[[last], :mlp]  # to the MLP
+        edges = mask[last, :mlp]  # to the MLP
         if edges.any():
-            stream = corrupted["resid_mid"][layer] + _sum_along(edges, change[:mlp])[0]
+            stream = corrupted["resid_mid"][layer] + _sum_along(edges, change[:mlp])
             change[mlp] = block.mlp(block.ln_2(stream)) - corrupted["mlp_out"][layer]
     end = corrupted["resid_post"][graph.n_layer - 1][:, -1]  # (B,C)
-    return base.metric(end + _sum_along(mask[[-1]], change[:, :, -1])[0])
+    return base.metric(end + _sum_along(mask[-1], change[:, :, -1]))
 
 
 def _sum_along(edges, change):
-    """(R,...): for each reader the sum of the changes (S,...) that its edges (R,S) let through."""
-    return torch.einsum("rs,s...->r...", edges, change)
+    """The sum of the changes (S,...) that the edges let through.
+
+    edges: (S,) of one reader, or (R,S), which gives (R,...).
+    """
+    return torch.tensordot(edges, change, 1)
 
 
 def _attend(block, streams):
@@ -181,7 +185,8 @@ class TaskRuns:
 
     def unpatched(self):
         """The metric of each pair's clean and of its corrupted run: (2,pairs)."""
-        return torch.cat([base.unpatched() for base in self.batches], 1)
+        metrics = [base.unpatched() for base in self.batches]
+        return torch.cat(metrics, 1)
 
     def metric(self, mask, start=0):
         """run_circuit's metric, the mean over the pairs, a float."""
