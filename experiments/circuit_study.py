@@ -28,6 +28,7 @@ def study(options):
     others = load_task(model, options.task, options.pairs, seed=1)
     circuit = find_circuit(model, options.task, options.method).smaller(options.keep)
     print_measures(circuit, others)
+    # The largest first; a negative score is an edge that speaks against the answer.
     for sender, reader, score in circuit.edges:
         print(f"{sender:>8} -> {reader:8} {score:7.3f}")
     circuit.plot(options.output)
@@ -55,7 +56,10 @@ def print_measures(circuit, others):
 
 
 def main(arguments=None):
-    """The command line: its exit code."""
+    """The command line: its exit code.
+
+    0 if it ends, 2 after a message for bad input, as run_command gives it.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

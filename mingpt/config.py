@@ -85,7 +85,7 @@ class GPTConfig:
             if type(size) is not int or size < 1:
                 raise ValueError(
                     f"{name} must be a whole number from 1, got {size!r}; "
-                    f"set {name}, or for the shape a model_type of {', '.join(MODEL_TYPES)}"
+                    f"set {name}, or for layers, heads and width GPTConfig's model_type"
                 )
         # The heads share the width evenly: D = C / H.
         if self.n_embd % self.n_head:

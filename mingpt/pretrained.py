@@ -97,7 +97,9 @@ def read_config(path):
         block_size = fields.get("n_positions")
         return GPTConfig(**sizes, block_size=block_size, **read_options(fields)).complete()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        # The only field that has another name in config.json.
+        reason = str(error).replace("block_size", "n_positions")
+        raise ValueError(f"{path}: {reason}") from error
 
 
 def check_architecture(fields):
