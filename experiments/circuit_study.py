@@ -21,12 +21,14 @@ from mingpt.model import GPT
 
 def study(options):
     """Find a circuit of the named model, measure it, draw it and write it."""
+    # Before all the computing: a picture that cannot be written would be lost at the end.
     figures.check_output(options.output)
     model = GPT.from_pretrained(options.model)
     # Another seed than find_circuit's, so that these are other pairs.
     others = load_task(model, options.task, options.pairs, seed=1)
     circuit = find_circuit(model, options.task, options.method).smaller(options.keep)
     print_measures(circuit, others)
+    # The largest first; a negative score is an edge that speaks against the answer.
     for sender, reader, score in circuit.edges:
         print(f"{sender:>8} -> {reader:8} {score:7.3f}")
     circuit.plot(options.output)
@@ -34,17 +36,19 @@ def study(options):
 
 
 def print_measures(circuit, others):
-    """Print what the model does on other pairs, and how much of it the circuit does."""
+    """Print what the model does on other pairs, and how much of it the circuit does.
+
+    A circuit may fit the pairs that it was found on by chance: only the others tell.
+    """
     runs = record_task(circuit.model, others)
     clean, corrupted = runs.unpatched()
     right = (clean > 0).float().mean()
-    possible = int(runs.graph.possible.sum())
     print(
         f"{len(clean)} other pairs: right on {right:.1%}, "
         f"mean logit difference {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     )
     print(
-        f"{circuit} of {possible} possible edges; "
+        f"{circuit} of {int(runs.graph.possible.sum())} possible edges; "
         f"faithfulness {circuit.faithfulness():.3f}, "
         f"on the other pairs {circuit.faithfulness(others):.3f}; "
         f"completeness, on the other pairs, {circuit.completeness(others):.3f}"
@@ -52,19 +56,25 @@ def print_measures(circuit, others):
 
 
 def main(arguments=None):
-    """The command line: its exit code."""
+    """The command line: its exit code.
+
+    0 if it ends, 2 after a message for bad input, as run_command gives it.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
     parser.add_argument("--task", default="name_recall", choices=TASKS)
     parser.add_argument("--method", default="path_patching", choices=METHODS)
-    keep = "faithfulness of the circuit; default: %(default)s"
-    parser.add_argument("--keep", type=float, default=0.9, help=keep)
-    pairs = "pairs to measure it on; default: %(default)s"
-    parser.add_argument("--pairs", type=int, default=300, help=pairs)
-    output = "default: %(default)s; and a .json beside it"
-    parser.add_argument("--output", default="circuit.png", help=output)
+    parser.add_argument(
+        "--keep", type=float, default=0.9, help="faithfulness of the circuit; default: %(default)s"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=300, help="pairs to measure it on; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output", default="circuit.png", help="default: %(default)s; and a .json beside it"
+    )
     return run_command(study, parser.parse_args(arguments))
 
 

@@ -60,8 +60,9 @@ def token_bytes(token):
 def checked(text):
     """The text itself; ValueError if it is not a str or has no utf-8 form."""
     if not isinstance(text, str):
-        given = type(text).__name__
-        raise ValueError(f"the text must be a str, got {given}; encode several texts one by one")
+        raise ValueError(
+            f"the text must be a str, got {type(text).__name__}; encode several texts one by one"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -200,8 +201,10 @@ class Encoder:
         try:
             ids = [index(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]
         except TypeError as error:
-            wanted = "a list of ints or a 1-D tensor (of a batch, one row)"
-            raise ValueError(f"ids must be {wanted}, got {repr(ids)[:80]}") from error
+            raise ValueError(
+                "ids must be a list of ints or a 1-D tensor (of a batch, one row), "
+                f"got {repr(ids)[:80]}"
+            ) from error
         for i in ids:
             if i not in self.tokens:
                 raise ValueError(
@@ -237,12 +240,14 @@ class BPETokenizer:
         """Write folder/merges.txt, and vocab.json where the ids do not follow from the merges."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.encoder.merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        merges = self.encoder.merges
+        lines = ["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]
+        (folder / "merges.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
         vocab = folder / "vocab.json"
+        ids = self.encoder.ids
         # An old vocab.json that stayed there would be taken for this tokenizer's.
-        if self.encoder.ids != ids_of(self.encoder.merges) or vocab.exists():
-            vocab.write_text(json.dumps(self.encoder.ids, ensure_ascii=False), encoding="utf-8")
+        if ids != ids_of(merges) or vocab.exists():
+            vocab.write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
 
     @property
     def n_vocab(self):
@@ -251,8 +256,10 @@ class BPETokenizer:
     def __call__(self, text, return_tensors="pt"):
         """The ids of a text as a LongTensor (1, T)."""
         if return_tensors != "pt":
-            hint = "tokenizer.encode gives a list"
-            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}; {hint}")
+            raise ValueError(
+                f"return_tensors must be 'pt', got {return_tensors!r}; "
+                "tokenizer.encode gives a list"
+            )
         return torch.tensor([self.encode(text)], dtype=torch.long)
 
     def encode(self, text, allow_special=False):
@@ -270,8 +277,7 @@ class BPETokenizer:
 
 def read_encoder(merges_path, vocab_path=None):
     """The Encoder of a merges file and, if given, a vocab.json; ValueError if they do not fit."""
-    vocab = None if vocab_path is None else read_vocab(vocab_path)
-    return Encoder(read_merges(merges_path), vocab)
+    return Encoder(read_merges(merges_path), vocab_path and read_vocab(vocab_path))
 
 
 def read_merges(path):

@@ -15,9 +15,9 @@ def check_device(name):
         # A device may have a name that torch knows and still not be there: only use tells.
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"no device {name!r} can be used here ({reason}); give cpu, or leave the device out"
+            f"no device {name!r} can be used here ({str(error).splitlines()[0]}); "
+            "give cpu, or leave the device out"
         ) from error
     check_mps(name)
 
@@ -64,8 +64,9 @@ def atomic_write(path):
         else:
             os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"cannot write to {path}: {reason}; give another folder") from error
+        raise ValueError(
+            f"cannot write to {path}: {error.strerror or error}; give another folder"
+        ) from error
     finally:
         remove(temporary)
 
@@ -74,8 +75,8 @@ def remove(path):
     """Delete a file or a folder; nothing happens where there is none."""
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def one_line(error):
@@ -96,12 +97,9 @@ def run_command(function, options):
         sys.stdout.reconfigure(errors="backslashreplace")  # tokens may not fit the terminal
     try:
         function(options)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, CheckFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CheckFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, CheckFailed) else 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -1,6 +1,6 @@
 """The sizes and options of a GPT-2, under minGPT's names: do they fit together?"""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,7 +33,7 @@ ACTIVATIONS = {
 }
 
 SHAPE = ("n_layer", "n_head", "n_embd")  # what a model type sets
-SIZES = (*SHAPE, "vocab_size", "block_size")  # what every model must have
+SIZES = (*SHAPE, "vocab_size", "block_size", "n_inner")
 
 
 @dataclass(slots=True)
@@ -70,31 +70,30 @@ class GPTConfig:
 
         ValueError if a size is missing, given twice with two values, or does not fit the others.
         """
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.model_type is not None:
-            settings |= self._shape_of_type()
-        missing = [name for name in SIZES if not settings[name]]
-        if missing:
-            known = ", ".join(MODEL_TYPES)
-            raise ValueError(f"set {', '.join(missing)}, or for the shape a model_type of {known}")
-        settings["n_inner"] = settings["n_inner"] or 4 * settings["n_embd"]
-        completed = GPTConfig(**settings)
+        shape = {} if self.model_type is None else self._shape_of_type()
+        completed = replace(self, **shape)
+        # Without a width there is nothing to take four times; the check says that it is missing.
+        if completed.n_inner is None and completed.n_embd:
+            completed.n_inner = 4 * completed.n_embd
         completed._check()
         return completed
 
     def _check(self):
         """ValueError if a size is no whole number, or sizes or names do not fit the model."""
-        for name in (*SIZES, "n_inner"):
+        for name in SIZES:
             size = getattr(self, name)
             if type(size) is not int or size < 1:
-                raise ValueError(f"{name} must be a whole number from 1, got {size!r}")
+                raise ValueError(
+                    f"{name} must be a whole number from 1, got {size!r}; "
+                    f"set {name}, or for layers, heads and width GPTConfig's model_type"
+                )
         # The heads share the width evenly: D = C / H.
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.activation_function not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
             raise ValueError(
-                f"no activation_function {self.activation_function!r}; known are {known}"
+                f"no activation_function {self.activation_function!r}; "
+                f"known are {', '.join(ACTIVATIONS)}"
             )
 
     def _shape_of_type(self):
@@ -103,15 +102,16 @@ class GPTConfig:
         ValueError if there is no such type, or the configuration sets another shape beside it.
         """
         if self.model_type not in MODEL_TYPES:
-            known = ", ".join(MODEL_TYPES)
-            raise ValueError(f"no model_type {self.model_type!r}; known are {known}, or None")
-        shape = dict(zip(SHAPE, MODEL_TYPES[self.model_type]))
-        given = {name: getattr(self, name) for name in SHAPE}
-        # A completed configuration has both a type and its shape, which is no contradiction.
-        others = {name: size for name, size in given.items() if size not in (None, shape[name])}
-        if others:
             raise ValueError(
-                f"model_type {self.model_type!r} sets {shape}, "
-                f"but the configuration also has {others}"
+                f"no model_type {self.model_type!r}; known are {', '.join(MODEL_TYPES)}, or None"
             )
+        shape = dict(zip(SHAPE, MODEL_TYPES[self.model_type]))
+        for name, size in shape.items():
+            # A completed configuration has both a type and its shape, which is no contradiction.
+            given = getattr(self, name)
+            if given not in (None, size):
+                raise ValueError(
+                    f"model_type {self.model_type!r} sets {shape}, "
+                    f"but the configuration has {name} {given}"
+                )
         return shape

@@ -54,10 +54,9 @@ def find_model(name):
         return Folder(EMBEDDED, "names, embedded")
     path = Path(os.path.expanduser(name))
     if path.is_dir():
+        steps = steps_in(path)
         # A model's own folder is taken as it is, whatever else lies in it.
-        is_model = (path / "config.json").exists()
-        steps = {} if is_model else steps_in(path)
-        if steps:
+        if steps and not (path / "config.json").exists():
             path = steps[max(steps)]
         return Folder(path, f"folder {path}")
     if path.exists():
@@ -75,9 +74,9 @@ def steps_in(folder):
     """{step: its folder} of the checkpoints that trainer.py wrote there."""
     steps = {}
     for path in Path(folder).glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match:
-            steps[int(match[1])] = path
+        number = path.name.removeprefix("step-")
+        if number.isdecimal():
+            steps[int(number)] = path
     return steps
 
 
@@ -113,10 +112,8 @@ class Hub:
         self.where = name
         self.source = f"{name}, from the cache {constants.HF_HUB_CACHE}"
         # The cache may have the model under its new id only.
-        self.repo = name
-        moved_to = MOVED.get(name, name)
-        if not has_weights(name) and has_weights(moved_to):
-            self.repo = moved_to
+        repos = (name, MOVED.get(name, name))
+        self.repo = next(filter(has_weights, repos), name)
         self.revision = "main"
         self.downloaded = False
 
@@ -168,8 +165,6 @@ def check_reachable(repo, filename):
     """
     from huggingface_hub.utils import get_session
 
-    if constants.HF_HUB_OFFLINE:
-        raise unreachable(repo, filename, "HF_HUB_OFFLINE is set")
     fault = f"no answer in {PATIENCE} s"
 
     def ask():
@@ -184,8 +179,11 @@ def check_reachable(repo, filename):
     # No timeout bounds a silent name server or a host with many dead addresses, so the request
     # has a thread of its own, which may be left waiting.
     thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
+    if constants.HF_HUB_OFFLINE:
+        fault = "HF_HUB_OFFLINE is set"
+    else:
+        thread.start()
+        thread.join(PATIENCE)
     if fault:
         raise unreachable(repo, filename, fault)
 
@@ -214,8 +212,7 @@ def fetch(repo, revision, filename):
             return None
         # Its type depends on huggingface_hub's version: of requests, httpx, hf_xet or the disk.
         except Exception as error:
-            broke_off = type(error).__name__ in BROKEN
-            if not (broke_off and tries_left):
+            if not tries_left or type(error).__name__ not in BROKEN:
                 raise explain(error, repo, filename) from error
 
 
@@ -223,26 +220,25 @@ def explain(error, repo, filename):
     """The Unavailable for an error of huggingface_hub: what it means, and what to do."""
     from huggingface_hub import errors
 
-    hub = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
         return Unavailable(
-            f"{repo} is gated: accept its terms at {hub}/{repo}, run `hf auth login`, "
-            "then this again"
+            f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, "
+            "run `hf auth login`, then this again"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return Unavailable(
-            f"there is no folder {repo}, and no such model at {hub}; "
+            f"there is no folder {repo}, and no such model at {constants.ENDPOINT}; "
             "check the spelling (for a private model run `hf auth login` first)"
         )
     # LocalEntryNotFoundError is huggingface_hub's word for every other refusal.
     if not isinstance(error, errors.LocalEntryNotFoundError):
         return Unavailable(
-            f"the download of {filename} of {repo} from {hub} broke off: {one_line(error)}; "
-            "nothing was kept in part, run this again"
+            f"the download of {filename} of {repo} from {constants.ENDPOINT} broke off: "
+            f"{one_line(error)}; nothing was kept in part, run this again"
         )
     cause = error.__cause__
     if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
-        return Unavailable(f"{hub} refuses {filename} of {repo}: {one_line(cause)}")
+        return Unavailable(f"{constants.ENDPOINT} refuses {filename} of {repo}: {one_line(cause)}")
     return unreachable(repo, filename, cause or error)
 
 
@@ -251,19 +247,18 @@ def check_download(path):
 
     huggingface_hub itself compares only the size.
     """
-    blob = path.parent / os.readlink(path) if path.is_symlink() else path
+    blob = path.resolve()
     # Only a large file's blob is named by its sha256, and only where the cache can make links.
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+    if len(blob.name) != 64:
         return
     digest = hashlib.sha256(numpy.memmap(path, mode="r")).hexdigest()
-    if digest == blob.name:
-        return
-    for file in (path.resolve(), blob, path):
-        file.unlink(missing_ok=True)
-    raise Unavailable(
-        f"{path.name} came corrupt: its sha256 is {digest}, the hub announced {blob.name}; "
-        "it was removed, run this again"
-    )
+    if digest != blob.name:
+        for file in (path, blob):
+            file.unlink(missing_ok=True)
+        raise Unavailable(
+            f"{path.name} came corrupt: its sha256 is {digest}, the hub announced {blob.name}; "
+            "it was removed, run this again"
+        )
 
 
 @contextmanager

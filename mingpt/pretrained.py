@@ -21,15 +21,8 @@ from mingpt.common import atomic_write
 from mingpt.config import GPTConfig
 from mingpt.weights import read_weights, stored_weights
 
-# config.json's name -> GPTConfig's. Of these only n_inner may be left out.
-SIZE_FIELDS = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_inner": "n_inner",
-    "vocab_size": "vocab_size",
-    "n_positions": "block_size",
-}
+# These sizes have the same names in config.json and in GPTConfig; n_positions is block_size there.
+SAME_NAMES = ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size")
 # Defaults for omitted fields of config.json; those of GPTConfig are minGPT's. The field
 # reorder_and_upcast_attn is not read: it moves a product and a cast, which changes nothing in fp32.
 OPTION_DEFAULTS = {
@@ -48,7 +41,10 @@ REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")
 
 @dataclass
 class Pretrained:
-    """What the files of a model hold."""
+    """What the files of a model hold.
+
+    All of it is checked, so that a model made of it needs no further check.
+    """
 
     config: GPTConfig
     weights: dict  # {name: tensor}, as GPT.load_state_dict takes them
@@ -69,9 +65,9 @@ def read(files):
         path = required(files, *hub.WEIGHTS)
         weights = read_weights(path, config)
     except OSError as error:
-        unreadable = error.filename or path
-        reason = error.strerror or error
-        raise ValueError(f"{files.where}: cannot read {unreadable}: {reason}") from error
+        raise ValueError(
+            f"{files.where}: cannot read {error.filename or path}: {error.strerror or error}"
+        ) from error
     return Pretrained(config, weights, tokenizer)
 
 
@@ -79,8 +75,10 @@ def required(files, *filenames):
     """The path of the first of these files; ValueError if there is none."""
     path = files.find(*filenames)
     if path is None:
-        names = " or ".join(filenames)
-        raise ValueError(f"{files.where} has no {names}; such a file, in one piece, must be there")
+        raise ValueError(
+            f"{files.where} has no {' or '.join(filenames)}; "
+            "such a file, in one piece, must be there"
+        )
     return path
 
 
@@ -95,9 +93,13 @@ def read_config(path):
         ) from error
     try:
         check_architecture(fields)
-        return GPTConfig(**read_sizes(fields), **read_options(fields)).complete()
+        sizes = {name: fields.get(name) for name in SAME_NAMES}
+        block_size = fields.get("n_positions")
+        return GPTConfig(**sizes, block_size=block_size, **read_options(fields)).complete()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        # The only field that has another name in config.json.
+        reason = str(error).replace("block_size", "n_positions")
+        raise ValueError(f"{path}: {reason}") from error
 
 
 def check_architecture(fields):
@@ -108,27 +110,18 @@ def check_architecture(fields):
             f'model_type must be "gpt2", got {model_type!r}; other architectures are not read'
         )
     for name in REFUSED:
-        value = fields.get(name)
-        if value:
+        if fields.get(name):
             raise ValueError(
-                f"it sets {name} to {value!r}, which is not supported here; take a plain GPT-2"
+                f"it sets {name} to {fields[name]!r}, which is not supported here; "
+                "take a plain GPT-2"
             )
 
 
-def read_sizes(fields):
-    """{GPTConfig's name: size} of the fields of config.json; ValueError for one that is no size."""
-    sizes = {}
-    for name, our_name in SIZE_FIELDS.items():
-        size = fields.get(name)
-        is_default = name == "n_inner" and size is None
-        if not is_default and (type(size) is not int or size < 1):
-            raise ValueError(f"{name} must be a whole number from 1, got {size!r}")
-        sizes[our_name] = size
-    return sizes
-
-
 def read_options(fields):
-    """{name: value} of the options in config.json; ValueError for a value of another type."""
+    """{name: value} of the options in config.json, which GPTConfig has under the same names.
+
+    ValueError for a value of another type: GPTConfig itself checks only the sizes.
+    """
     options = {}
     for name, default in OPTION_DEFAULTS.items():
         value = fields.get(name, default)
@@ -143,12 +136,6 @@ def read_options(fields):
     return options
 
 
-def fields_of(config):
-    """{config.json's name: value} of a configuration, which read_config reads again."""
-    sizes = {name: getattr(config, our_name) for name, our_name in SIZE_FIELDS.items()}
-    return sizes | {name: getattr(config, name) for name in OPTION_DEFAULTS}
-
-
 def read_tokenizer(files, vocab_size):
     """The BPETokenizer of a model's files (a hub.Folder or hub.Hub); None if they have none at all.
 
@@ -159,12 +146,12 @@ def read_tokenizer(files, vocab_size):
     # A vocabulary alone does not say in which order its tokens are put together.
     if merges is None:
         other = vocab or files.find("tokenizer.json")
-        if other is None:
-            return None
-        raise ValueError(
-            f"{files.where} has {other.name} but no merges.txt; put the merges.txt (and "
-            "vocab.json) of the same model beside it: the order of the merges counts"
-        )
+        if other:
+            raise ValueError(
+                f"{files.where} has {other.name} but no merges.txt; put the merges.txt (and "
+                "vocab.json) of the same model beside it: the order of the merges counts"
+            )
+        return None
     try:
         tokenizer = BPETokenizer.from_files(merges, vocab)
         last = max(tokenizer.encoder.tokens)
@@ -197,36 +184,41 @@ def save(model, folder, dtype=torch.float32):
     The folder may exist. No file is ever there in part: a run that is killed while it writes a
     checkpoint leaves a whole model or none. ValueError if the folder cannot be written.
     """
-    folder = Path(folder)
     weights = stored_weights(model, dtype)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder) as temporary:
-            temporary.mkdir()
-            text = json.dumps(settings_of(model, dtype), indent=2) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
-            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-            # safetensors makes its file readable by its owner alone.
-            shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
-            if model.tokenizer:
-                model.tokenizer.save(temporary)
-            # Another model's tokenizer would be taken for this one's.
-            for name in ("merges.txt", "vocab.json"):
-                if not (temporary / name).exists():
-                    (folder / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot write to {folder}: {reason}; give another folder") from error
+    with atomic_write(folder) as temporary:
+        temporary.mkdir(parents=True)
+        settings = temporary / "config.json"
+        text = json.dumps(settings_of(model, dtype), indent=2) + "\n"
+        settings.write_text(text, encoding="utf-8")
+        stored = temporary / hub.WEIGHTS[0]
+        try:
+            save_file(weights, stored, metadata={"format": "pt"})
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(error) from error
+        # safetensors makes its file readable by its owner alone.
+        shutil.copymode(settings, stored)
+        if model.tokenizer:
+            model.tokenizer.save(temporary)
+        # Another model's tokenizer would be taken for this one's.
+        for name in ("merges.txt", "vocab.json"):
+            if not (temporary / name).exists():
+                Path(folder, name).unlink(missing_ok=True)
 
 
 def settings_of(model, dtype):
     """The fields of config.json: the model's configuration, and what transformers asks for."""
-    fields = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields_of(model.config)}
-    fields["dtype"] = str(dtype).removeprefix("torch.")
-    fields["torch_dtype"] = fields["dtype"]  # its name in transformers 4
+    number_format = str(dtype).removeprefix("torch.")
+    fields = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_positions": model.block_size,
+        "dtype": number_format,
+        "torch_dtype": number_format,  # its name in transformers 4
+    }
+    for name in (*SAME_NAMES, *OPTION_DEFAULTS):
+        fields[name] = getattr(model.config, name)
     if model.tokenizer:
         # Without these transformers would take GPT-2's own id, 50256.
         end = model.tokenizer.encoder.ids.get(END_OF_TEXT)
-        fields["bos_token_id"] = end
-        fields["eos_token_id"] = end
+        fields |= {"bos_token_id": end, "eos_token_id": end}
     return fields

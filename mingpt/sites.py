@@ -54,14 +54,16 @@ class Patch(NamedTuple):
             self._check_head(n_head)
         self._check_position(T)
         if not (callable(self.activation) or isinstance(self.activation, torch.Tensor)):
-            given = type(self.activation).__name__
-            raise ValueError(f"activation must be a tensor or a function, got {given}")
+            raise ValueError(
+                f"activation must be a tensor or a function, got {type(self.activation).__name__}"
+            )
 
     def _check_head(self, n_head):
         """ValueError if the site has no heads, or no such head."""
         if self.site not in SITES_WITH_HEADS:
-            sites = ", ".join(SITES_WITH_HEADS)
-            raise ValueError(f"{self.site} has no heads; those that have are {sites}")
+            raise ValueError(
+                f"{self.site} has no heads; those that have are {', '.join(SITES_WITH_HEADS)}"
+            )
         if type(self.head) is not int or not 0 <= self.head < n_head:
             raise ValueError(f"no head {self.head!r}; the heads are 0 to {n_head - 1}")
 
@@ -84,15 +86,17 @@ class Patch(NamedTuple):
                 raise ValueError(f"{position} selects none of the input's positions 0 to {T - 1}")
 
     def apply(self, x):
-        """x with the patch in it, a new tensor; ValueError if the activation does not fit."""
+        """x with the patch in it, a new tensor.
+
+        ValueError if the activation is no tensor or does not fit.
+        """
         x = x.clone()
         old = x[self.index]
         # The function gets a copy: it may write into what it is given.
         new = self.activation(old.clone()) if callable(self.activation) else self.activation
         if not isinstance(new, torch.Tensor):
-            given = type(new).__name__
             raise ValueError(
-                f"the patch function for {self.site} must return a tensor, got {given}"
+                f"the patch function for {self.site} must return a tensor, got {type(new).__name__}"
             )
         try:
             x[self.index] = new.to(x).broadcast_to(old.shape)
@@ -124,20 +128,16 @@ def as_patches(patch_params):
     if is_tuple and not holds_patches:
         patch_params = [patch_params]
     try:
-        return [with_ints(Patch(*patch)) for patch in patch_params]
+        patches = [Patch(*patch) for patch in patch_params]
     except TypeError as error:
         raise ValueError(
             "patch_params must be (layer, position, activation), a Patch, or a list of them"
         ) from error
-
-
-def with_ints(patch):
-    """The patch with Python's own ints for its layer, position and head.
-
-    So `check` can ask for the type int, and reject True and 1.0.
-    """
-    numbers = {name: as_int(getattr(patch, name)) for name in ("layer", "position", "head")}
-    return patch._replace(**numbers)
+    # With Python's own ints, so that `check` can ask for the type int, and reject True and 1.0.
+    return [
+        Patch(as_int(layer), as_int(position), activation, site, as_int(head))
+        for layer, position, activation, site, head in patches
+    ]
 
 
 def as_int(number):

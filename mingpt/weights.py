@@ -16,14 +16,6 @@ CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older checkpoints, not weights
 
 
-def read_weights(path, config):
-    """The weights of a file as GPT.load_state_dict takes them, {name: tensor}.
-
-    ValueError if the file is not whole or does not fit the configuration.
-    """
-    return fit_weights(read_file(path), config, path)
-
-
 def read_file(path):
     """{name: tensor} as the file has them, memory-mapped, so that nothing is read twice.
 
@@ -39,13 +31,12 @@ def read_file(path):
         raise
     # For a file that is cut short or altered the readers raise errors of many types.
     except Exception as error:
-        reason = one_line(error)[:200]
         raise ValueError(
-            f"{path} cannot be read as weights ({reason}): it is corrupt, cut short or not only "
-            f"tensors; delete {path.resolve()} and get it again"
+            f"{path} cannot be read as weights ({one_line(error)[:200]}): it is corrupt, "
+            f"cut short or not only tensors; delete {path.resolve()} and get it again"
         ) from error
-    is_dict = isinstance(weights, dict)
-    if not is_dict or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+    values = weights.values() if isinstance(weights, dict) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in values):
         raise ValueError(
             f"{path} must hold one dict of name: tensor, "
             "as torch.save(model.state_dict(), ...) writes it"
@@ -59,41 +50,38 @@ def stored_shapes(config):
     M = config.n_inner  # width of the MLP
     # c_attn makes the queries, keys and values of all heads in one product, so its width is 3C.
     block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (C, 3 * C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (C, M),
-        "mlp.c_fc.bias": (M,),
-        "mlp.c_proj.weight": (M, C),
-        "mlp.c_proj.bias": (C,),
+        "ln_1": (C,),
+        "attn.c_attn": (C, 3 * C),
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (C, M),
+        "mlp.c_proj": (M, C),
     }
+    with_bias = {"ln_f": (C,)}
+    for layer in range(config.n_layer):
+        with_bias |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
     shapes = {
         "transformer.wte.weight": (config.vocab_size, C),
         "transformer.wpe.weight": (config.block_size, C),
+        "lm_head.weight": (config.vocab_size, C),
     }
-    for layer in range(config.n_layer):
-        shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
-    shapes["transformer.ln_f.weight"] = (C,)
-    shapes["transformer.ln_f.bias"] = (C,)
-    shapes["lm_head.weight"] = (config.vocab_size, C)
+    for name, shape in with_bias.items():
+        shapes[f"transformer.{name}.weight"] = shape
+        shapes[f"transformer.{name}.bias"] = shape[-1:]
     return shapes
 
 
-def fit_weights(weights, config, path):
-    """The file's weights under the model's names, in fp32, linear weights (out, in).
+def read_weights(path, config):
+    """The weights of a file as GPT.load_state_dict takes them, {name: tensor}, in fp32.
 
-    ValueError, naming the weight, if one is missing, unknown, there twice, of another shape, or
-    not finite. It names up to five such faults: together they show what kind of file it is.
+    ValueError if the file is not whole, or, naming the weight, if one is missing, unknown, there
+    twice, of another shape, or not finite. It names up to five such faults: together they show
+    what kind of file it is.
     """
     shapes = stored_shapes(config)
     fitted = {}
     faults = []
-    for stored_name, weight in without_masks(weights).items():
+    for stored_name, weight in without_masks(read_file(path)).items():
         # GPT-2's own files leave the prefix out; those that transformers writes have it.
         has_prefix = stored_name.startswith(("transformer.", "lm_head."))
         name = stored_name if has_prefix else f"transformer.{stored_name}"
@@ -108,9 +96,9 @@ def fit_weights(weights, config, path):
         faults += tie_embeddings(fitted)
     faults += [f"{name} is missing" for name in shapes if name not in fitted]
     if faults:
-        message = "\n  ".join([f"{path} does not fit its config.json:", *faults[:5]])
-        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(message + more)
+        if len(faults) > 5:
+            faults[5:] = [f"and {len(faults) - 5} more"]
+        raise ValueError("\n  ".join([f"{path} does not fit its config.json:", *faults]))
     return {name: transpose_linear(name, weight) for name, weight in fitted.items()}
 
 

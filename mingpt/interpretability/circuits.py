@@ -22,7 +22,6 @@ from mingpt.interpretability import figures
 from mingpt.interpretability.circuit_figure import draw_circuit
 from mingpt.interpretability.edges import edge_attribution, score_edges  # noqa: F401
 from mingpt.interpretability.graph import TaskRuns, layout, record_task
-from mingpt.interpretability.tasks import load_task
 from mingpt.model import GPT
 
 # For each method the one of edge_attribution; acdc scores edges in its own way.
@@ -52,8 +51,7 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     all pairs are held together: see record_base_runs for the memory.
     """
     _check_options(method, threshold, n_edges)
-    batches = load_task(model, task)
-    runs = record_task(model, batches)
+    runs = record_task(model, task)
     clean, corrupted = runs.unpatched()
     _check_answers(clean, corrupted)
     smallest = threshold * (clean - corrupted).mean().item()
@@ -72,10 +70,8 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
 
 def _check_options(method, threshold, n_edges):
     """ValueError, saying what the options can be, where they are something else."""
-    is_known = method in METHODS and threshold >= 0
-    if n_edges is not None:
-        is_known = is_known and method != "acdc" and n_edges >= 1
-    if not is_known:
+    is_size = n_edges is None or (n_edges >= 1 and method != "acdc")
+    if method not in METHODS or not threshold >= 0 or not is_size:
         raise ValueError(
             f"method must be one of {', '.join(METHODS)}, threshold from 0, n_edges from 1, "
             f"not with acdc; got {method!r}, {threshold}, {n_edges}"
@@ -105,7 +101,7 @@ def _acdc(runs, smallest):
     mask = graph.possible.clone()
     scores = torch.zeros(mask.shape)
     metric = runs.metric(mask)
-    readers = range(len(graph.readers) - 1, -1, -1)
+    readers = range(len(graph.readers))[::-1]
     for reader in tqdm(readers, desc="acdc", unit="reader", disable=None):
         node = graph.nodes[reader]
         if node != "logits" and not mask[:, graph.senders.index(node)].any():
@@ -173,9 +169,10 @@ class Circuit:
     def edges(self):
         """[Edge], the largest effect first."""
         graph = self.runs.graph
-        edges = []
-        for r, s in self.mask.nonzero().tolist():
-            edges.append(Edge(graph.senders[s], graph.readers[r], self.scores[r, s].item()))
+        edges = [
+            Edge(graph.senders[s], graph.readers[r], self.scores[r, s].item())
+            for r, s in self.mask.nonzero().tolist()
+        ]
         return sorted(edges, key=lambda edge: -abs(edge.score))
 
     @property
@@ -199,8 +196,8 @@ class Circuit:
 
         Source: Marks et al. 2024.
         """
-        possible = self.runs.graph.possible
-        return self._runs_of(task).share(possible & ~self.mask)
+        others = self.runs.graph.possible & ~self.mask
+        return self._runs_of(task).share(others)
 
     def minimality(self, task=None):
         """{(sender, reader): faithfulness lost without this edge}; near 0 = it is not needed."""
@@ -217,12 +214,8 @@ class Circuit:
     def curve(self, sizes=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), task=None):
         """[(edges, faithfulness)] of so many of the largest edges, as far as they connect."""
         runs = self._runs_of(task)
-        points = []
-        for size in sizes:
-            if size <= self._n_scored():
-                mask = self._top(size)
-                points.append((int(mask.sum()), runs.share(mask)))
-        return points
+        masks = [self._top(size) for size in sizes if size <= self._n_scored()]
+        return [(int(mask.sum()), runs.share(mask)) for mask in masks]
 
     def smaller(self, faithfulness=0.9):
         """A Circuit of few edges that is this faithful, not guaranteed to be the smallest.
@@ -280,7 +273,7 @@ class Circuit:
             raise ValueError(
                 f"{path} is no circuit of this model, as to_json writes it: {error}"
             ) from error
-        runs = record_task(model, load_task(model, task))
+        runs = record_task(model, task)
         return cls(model, runs, mask & graph.possible, scores, method)
 
     def plot(self, path=None):
@@ -296,11 +289,11 @@ class Circuit:
         """The base runs of other pairs, or of the circuit's own."""
         if task is None:
             return self.runs
-        return record_task(self.model, load_task(self.model, task))
+        return record_task(self.model, task)
 
     def _n_scored(self):
         """How many edges have a score: all, or with acdc those that stayed."""
-        return int((self.scores != 0).sum())
+        return int(self.scores.count_nonzero())
 
     def _top(self, size):
         """The mask of the `size` largest edges, as far as they connect."""

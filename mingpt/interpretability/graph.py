@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.readout import logit_diff
-from mingpt.interpretability.tasks import Batch
+from mingpt.interpretability.tasks import Batch, load_task
 from mingpt.model import GPT
 
 SITES = (*partial_runs.base_sites("z"), "mlp_out")  # what is recorded of a base run
@@ -51,24 +51,21 @@ def layout(model):
     H = model.config.n_head
     senders = ["embed"]
     readers = []
-    nodes = []
     below = []  # of each reader, how many senders it can read
     for layer in range(L):
         heads = [f"{layer}.{head}" for head in range(H)]
-        mlp = f"mlp {layer}"
         # Heads of one layer do not read each other; their MLP reads them all.
-        for role in "qkv":
-            readers += [f"{head}.{role}" for head in heads]
-            nodes += heads
-            below += H * [len(senders)]
+        readers += [f"{head}.{role}" for role in "qkv" for head in heads]
+        below += 3 * H * [len(senders)]
         senders += heads
+        mlp = f"mlp {layer}"
         readers.append(mlp)
-        nodes.append(mlp)
         below.append(len(senders))
         senders.append(mlp)
     readers.append("logits")
-    nodes.append("logits")
     below.append(len(senders))
+    # Only the readers of a head are not named as their node: 2.1.q belongs to 2.1.
+    nodes = [reader.rstrip(".qkv") for reader in readers]
     possible = torch.arange(len(senders)) < torch.tensor(below)[:, None]  # (S,) < (R,1) -> (R,S)
     return Layout(L, H, senders, readers, nodes, possible)
 
@@ -94,9 +91,8 @@ class BaseRuns:
     def unpatched(self):
         """The metric of the clean and of the corrupted run: (2,B)."""
         last = self.graph.n_layer - 1
-        clean = self.clean["resid_post"][last][:, -1]
-        corrupted = self.corrupted["resid_post"][last][:, -1]
-        return self.metric(torch.stack((clean, corrupted)))
+        ends = [run["resid_post"][last][:, -1] for run in (self.clean, self.corrupted)]
+        return self.metric(torch.stack(ends))  # (2,B,C) -> (2,B)
 
 
 @torch.no_grad()
@@ -104,13 +100,15 @@ def record_base_runs(model, batch):
     """The BaseRuns of a batch. Cost: 2 passes; memory: (S + 14 L) * 4 C bytes for each token."""
     clean = runs.record(model, batch.clean, SITES)
     corrupted = runs.record(model, batch.corrupted, SITES)
-    embedding = clean["resid_pre"][0] - corrupted["resid_pre"][0]
-    change = [embedding[None]]
+
+    def change(site, layer):
+        return clean[site][layer] - corrupted[site][layer]
+
+    changes = [change("resid_pre", 0)[None]]
     for layer, block in enumerate(model.transformer.h):
-        z = clean["z"][layer] - corrupted["z"][layer]
-        mlp_out = clean["mlp_out"][layer] - corrupted["mlp_out"][layer]
-        change += [written_by_heads(block.attn, z), mlp_out[None]]
-    return BaseRuns(model, layout(model), batch, clean, corrupted, torch.cat(change))
+        heads = written_by_heads(block.attn, change("z", layer))
+        changes += [heads, change("mlp_out", layer)[None]]
+    return BaseRuns(model, layout(model), batch, clean, corrupted, torch.cat(changes))
 
 
 def written_by_heads(attn, z):
@@ -148,17 +146,20 @@ def run_circuit(base, mask, start=0):
             streams = corrupted["resid_pre"][layer] + _sum_along(edges, change[:heads])
             z = _attend(block, streams)
             change[heads:mlp] = written_by_heads(block.attn, z - corrupted["z"][layer])
-        edges = mask[[last], :mlp]  # to the MLP
+        edges = mask[last, :mlp]  # to the MLP
         if edges.any():
-            stream = corrupted["resid_mid"][layer] + _sum_along(edges, change[:mlp])[0]
+            stream = corrupted["resid_mid"][layer] + _sum_along(edges, change[:mlp])
             change[mlp] = block.mlp(block.ln_2(stream)) - corrupted["mlp_out"][layer]
     end = corrupted["resid_post"][graph.n_layer - 1][:, -1]  # (B,C)
-    return base.metric(end + _sum_along(mask[[-1]], change[:, :, -1])[0])
+    return base.metric(end + _sum_along(mask[-1], change[:, :, -1]))
 
 
 def _sum_along(edges, change):
-    """(R,...): for each reader the sum of the changes (S,...) that its edges (R,S) let through."""
-    return torch.einsum("rs,s...->r...", edges, change)
+    """The sum of the changes (S,...) that the edges let through.
+
+    edges: (S,) of one reader, or (R,S), which gives (R,...).
+    """
+    return torch.tensordot(edges, change, 1)
 
 
 def _attend(block, streams):
@@ -184,7 +185,8 @@ class TaskRuns:
 
     def unpatched(self):
         """The metric of each pair's clean and of its corrupted run: (2,pairs)."""
-        return torch.cat([base.unpatched() for base in self.batches], 1)
+        metrics = [base.unpatched() for base in self.batches]
+        return torch.cat(metrics, 1)
 
     def metric(self, mask, start=0):
         """run_circuit's metric, the mean over the pairs, a float."""
@@ -197,7 +199,7 @@ class TaskRuns:
         return (self.metric(mask) - corrupted) / (clean - corrupted)
 
 
-def record_task(model, batches):
-    """The TaskRuns of a task's Batches. Cost and memory: as record_base_runs, for each."""
-    bases = [record_base_runs(model, batch) for batch in batches]
+def record_task(model, task):
+    """The TaskRuns of a task, as load_task takes it. Cost: as record_base_runs, for each batch."""
+    bases = [record_base_runs(model, batch) for batch in load_task(model, task)]
     return TaskRuns(bases[0].graph, bases)
