@@ -7,28 +7,24 @@ Needs `tokenizers`. The words and forms of its passages, and what is held out of
 mingpt/names.py; what was tried and measured stands in the model card beside the model.
 """
 
-import argparse
 import math
 import random
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
-import requests
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from experiments.corpora import GUTENBERG, read_corpus, strip_licence
+from experiments.corpora import GUTENBERG, download, read_corpus, strip_licence
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder, train_bpe
-from mingpt.common import run_command
+from mingpt.common import command_parser, run_command
 from mingpt.model import GPT, GPTConfig
 from mingpt.names import FIRST, LAST, held_out_pair, passage
-from mingpt.trainer import Trainer
+from mingpt.trainer import Trainer, TrainerConfig
 
 SEED = 0
 CONTEXT = 256
@@ -44,13 +40,8 @@ def read_novels(folder=None):
     """Austen's six novels, a list of texts: the folder's .txt files, or from Project Gutenberg."""
     if folder:
         return read_corpus(folder)
-    novels = []
-    for number in NOVELS:
-        answer = requests.get(GUTENBERG.format(number), timeout=60)
-        answer.raise_for_status()
-        text = answer.content.decode("utf-8-sig").replace("\r\n", "\n")
-        novels.append(strip_licence(text))
-    return novels
+    paths = [download("austen", GUTENBERG.format(number)) for number in NOVELS]
+    return [strip_licence(path.read_text(encoding="utf-8-sig")) for path in paths]
 
 
 def make_tokenizer(novels):
@@ -203,34 +194,41 @@ def train(output, novels, phases=PHASES, n_layer=12):
     """
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer(novels)
-    config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=128, tie_word_embeddings=True)
-    config.vocab_size = tokenizer.n_vocab
-    config.block_size = CONTEXT
-    # The novels aside, no text is seen twice: there is nothing to learn by heart.
-    config.embd_pdrop = config.resid_pdrop = config.attn_pdrop = 0.0
+    config = GPTConfig(
+        n_layer=n_layer,
+        n_head=4,
+        n_embd=128,
+        vocab_size=tokenizer.n_vocab,
+        block_size=CONTEXT,
+        tie_word_embeddings=True,
+        # The novels aside, no text is seen twice: there is nothing to learn by heart.
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     model = GPT(config)
     model.tokenizer = tokenizer
     initialize_for_copying(model)
     for number, phase in enumerate(phases, start=1):
-        folder = Path(output) / f"phase-{number}"
-        train_phase(model, novels, phase, SEED + number, folder)
+        train_phase(model, novels, phase, SEED + number, f"{output}/phase-{number}")
     pretrained.save(model.eval(), output, torch.float16)
 
 
 def train_phase(model, novels, phase, seed, folder):
     """Train as an entry of PHASES says; goes on from the checkpoint in the folder, if any."""
     T, batch_size, rate, final_rate, steps = phase
-    config = Trainer.get_default_config()
-    config.batch_size = batch_size
-    config.max_iters = steps
-    config.warmup_iters = 100
-    config.learning_rate = rate
-    config.final_learning_rate = final_rate
-    config.betas = (0.9, 0.98)
-    config.weight_decay = 0.05
-    config.seed = seed
-    config.checkpoint_dir = str(folder)
-    config.checkpoint_interval = 200
+    config = TrainerConfig(
+        batch_size=batch_size,
+        max_iters=steps,
+        warmup_iters=100,
+        learning_rate=rate,
+        final_learning_rate=final_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        seed=seed,
+        checkpoint_dir=folder,
+        checkpoint_interval=200,
+    )
     trainer = Trainer(config, model, Rows(model.tokenizer, novels, T))
     trainer.resume()
     trainer.run()
@@ -238,21 +236,18 @@ def train_phase(model, novels, phase, seed, folder):
 
 def main():
     """The command line: its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    austen_help = "folder of the six novels as .txt; without it Project Gutenberg is asked"
+    parser = command_parser(__doc__)
     parser.add_argument("output", help="folder for the model and its checkpoints")
-    parser.add_argument("--austen", help=austen_help)
+    parser.add_argument(
+        "--austen", help="folder of the six novels as .txt; without it Project Gutenberg is asked"
+    )
     return run_command(train_and_measure, parser.parse_args())
 
 
 def train_and_measure(options):
     """Train, and print what the model can do after the rounding to half precision."""
-    began = time.time()
     train(options.output, read_novels(options.austen))
-    minutes = (time.time() - began) / 60
-    print(f"trained in {minutes:.0f} minutes; after rounding to half precision:")
+    print("after rounding to half precision:")
     measures = measure(GPT.from_pretrained(options.output))
     layer, head = measures.head
     for name, value in vars(measures).items():
