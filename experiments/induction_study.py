@@ -13,6 +13,7 @@ import math
 import sys
 from dataclasses import astuple, dataclass
 from itertools import groupby, product
+from operator import attrgetter
 from pathlib import Path
 
 import numpy
@@ -20,15 +21,7 @@ import torch
 
 from mingpt.common import atomic_write, command_parser, run_command
 from mingpt.hub import steps_in
-from mingpt.interpretability import figures, runs
-from mingpt.interpretability.induction import (
-    KINDS,
-    draw_prompts,
-    induction_curve,
-    mean_error,
-    name_candidates,
-    study_induction,
-)
+from mingpt.interpretability import figures, induction, runs
 from mingpt.model import GPT
 
 # What tables and pictures call the fields of an InductionStudy and, from change_of_delta on, those
@@ -80,12 +73,15 @@ class Row:
     mean: float
     error: float
 
+    def __str__(self):
+        return f"{self.head:>4} {self.mean:.3f} +- {self.error:.3f}"
+
 
 def summarize(study):
     """A list of Row: every column of the study, head by head, in the order of columns."""
     rows = []
     for name, values in columns(study).items():
-        mean, error = mean_error(values)
+        mean, error = induction.mean_error(values)
         # The axes that are left are layers and heads, or none: then () is the only place.
         for place in product(*map(range, mean.shape)):
             rows.append(Row(name, dotted(place), mean[place].item(), error[place].item()))
@@ -111,31 +107,33 @@ def plot_study(model, prompts, study, path=None):
     first, *middle, last = figure.subfigures(rows)
 
     # One scale for both kinds of prompts: a stripe in the controls must look as strong as it is.
-    _draw_maps(first, {name: means[name] for name in ATTENTION}, alike=True)
+    _draw_maps(first, means, ATTENTION, alike=True)
     for strip, kind in zip(middle, study.ablations):
-        names = [f"{name}, {kind}" for name in CHANGES]
-        _draw_maps(strip, {name: means[name] for name in names})
+        _draw_maps(strip, means, [f"{name}, {kind}" for name in CHANGES])
     strongest = means["A(r)-A(c)"].argmax().item()
     patterns = _patterns(model, prompts, *divmod(strongest, model.config.n_head))
-    _draw_maps(last, patterns, "query", "key", alike=True)
+    titles = list(patterns)
+    whole, zoomed = last.subfigures(1, 2, width_ratios=(1, 2))
+    _draw_maps(whole, patterns, titles[:1], "query", "key")
+    _draw_maps(zoomed, patterns, titles[1:], "query", "key", alike=True)
     return figures.shown(figure, path)
 
 
-def _draw_maps(strip, maps, row_name="layer", column_name="head", alike=False):
-    """Draw {title: values (rows, columns)} side by side, row 0 at the top; red above 0, white at 0.
+def _draw_maps(strip, maps, titles, row_name="layer", column_name="head", alike=False):
+    """Draw those of the maps side by side, row 0 at the top; red above 0, white at 0.
 
-    alike: do all share one scale? A map of shares of which there is nothing to lose is all nan, and
-    is left out.
+    maps: {title: values (rows, columns)}. alike: do all share one scale? A map of shares of which
+    there is nothing to lose is all nan, and is left out.
     """
     from matplotlib.colors import CenteredNorm
 
-    maps = {title: values for title, values in maps.items() if not values.isnan().all()}
-    largest = max(values.abs().max().item() for values in maps.values())
-    panels = strip.subplots(1, len(maps), squeeze=False)[0]
-    for axes, (title, values) in zip(panels, maps.items()):
+    titles = [title for title in titles if not maps[title].isnan().all()]
+    largest = max(maps[title].abs().max().item() for title in titles)
+    panels = strip.subplots(1, len(titles), squeeze=False)
+    for axes, title in zip(panels[0], titles):
         # Without a number, it is the largest value of the map itself.
         norm = CenteredNorm(0, largest if alike else None)
-        image = axes.imshow(values.cpu().numpy(), "RdBu_r", norm=norm, aspect="auto")
+        image = axes.imshow(maps[title].cpu().numpy(), "RdBu_r", norm=norm, aspect="auto")
         strip.colorbar(image)
         axes.set(title=title, xlabel=column_name, ylabel=row_name)
         axes.locator_params(integer=True)
@@ -147,11 +145,14 @@ def _patterns(model, prompts, layer, head):
 
     Zoomed are the queries in piece 2 and the keys in piece 1.
     """
-    n = prompts.size(2) // 4
     pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T)
+    patterns = []
     # One repeat and its control at a time: the patterns of all layers are recorded.
-    patterns = [runs.record(model, pair, ["pattern"])["pattern"][layer][:, head] for pair in pairs]
+    for pair in pairs:
+        recorded = runs.record(model, pair, ["pattern"])
+        patterns.append(recorded["pattern"][layer][:, head])
     repeat, control = torch.stack(patterns).float().mean(0)  # (b,2,T,T) -> 2 x (T,T)
+    n = len(repeat) // 4
     return {
         f"{layer}.{head} on r": repeat,
         f"{layer}.{head} on r, pieces 2, 1": repeat[n : 2 * n, :n],
@@ -189,10 +190,12 @@ def _draw_heads(axes, curve):
     means = torch.stack([study.attention_difference.mean(0) for study in curve.values()])
     heads = means.flatten(1)  # (S,L,H) -> (S,LH), S steps
     ranking = heads.amax(0).argsort(descending=True)
+    steps = list(curve)
     for number in ranking[:LARGEST].tolist():
         name = dotted(divmod(number, means.size(2)))
-        axes.plot(list(curve), heads[:, number], ".-", label=f"head {name}")
-    axes.plot(list(curve), heads[:, ranking[LARGEST:]], ".-", color="lightgrey", zorder=1)
+        axes.plot(steps, heads[:, number], ".-", label=f"head {name}")
+    others = heads[:, ranking[LARGEST:]]
+    axes.plot(steps, others, ".-", color="lightgrey", zorder=1)
     axes.set_ylabel("A(r)-A(c)")
 
 
@@ -201,7 +204,7 @@ def _draw_losses(axes, curve):
     tables = [columns(study) for study in curve.values()]
     for name in LOSSES:
         if name in tables[0]:
-            means, errors = zip(*(mean_error(table[name]) for table in tables))
+            means, errors = zip(*(induction.mean_error(table[name]) for table in tables))
             axes.errorbar(list(curve), means, errors, label=name)
     axes.set_ylabel("on the prompts: nats, with standard errors")
 
@@ -212,7 +215,7 @@ def read_losses(run_folder):
     None if the folder has no such file, or the file no such columns.
     """
     try:
-        table = numpy.genfromtxt(Path(run_folder) / "curve.csv", delimiter=",", names=True)
+        table = numpy.genfromtxt(f"{run_folder}/curve.csv", delimiter=",", names=True)
         return {name: table[name] for name in ("step", "train_loss", "validation_loss")}
     except (OSError, ValueError, IndexError):
         return None
@@ -223,10 +226,7 @@ def write_table(studies, settings, path):
 
     settings: {column: value} of the prompts, the same in every line.
     """
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["step", "quantity", "layer.head", "mean", "standard error", *settings])
         for step, study in studies.items():
@@ -239,16 +239,14 @@ def print_study(study):
 
     Of a share that is nan for all heads, there is nothing to lose.
     """
-    for name, rows in groupby(summarize(study), lambda row: row.quantity):
+    for name, rows in groupby(summarize(study), attrgetter("quantity")):
         numbers = [row for row in rows if not math.isnan(row.mean)]
         numbers.sort(key=lambda row: -abs(row.mean))
-        texts = [f"{row.head:>4} {row.mean:.3f} +- {row.error:.3f}" for row in numbers[:LARGEST]]
-        print(f"{name:24}", *texts or ["none to lose"])
+        print(f"{name:24}", *numbers[:LARGEST] or ["none to lose"])
     for kind in study.ablations:
-        candidates = name_candidates(study, kind)
-        lists = (candidates.delta, candidates.loss, candidates.both)
+        lists = vars(induction.name_candidates(study, kind)).values()
         texts = [" ".join(map(dotted, heads)) for heads in lists]
-        print(f"needed ({kind}): by Delta {texts[0]}; by loss(r) {texts[1]}; by both {texts[2]}")
+        print("needed ({}): by Delta {}; by loss(r) {}; by both {}".format(kind, *texts))
 
 
 def report(name, output, text, length, bases, seed):
@@ -266,9 +264,9 @@ def report(name, output, text, length, bases, seed):
     # Before the model is read: a run that is still going on writes newer ones.
     last_step = max(steps_in(name), default=None)
     model = GPT.from_pretrained(name)
-    curve = induction_curve(name, length, bases, seed, content)
-    prompts = draw_prompts(model, length, bases, seed, content)
-    study = study_induction(model, prompts, KINDS)
+    curve = induction.induction_curve(name, length, bases, seed, content)
+    prompts = induction.draw_prompts(model, length, bases, seed, content)
+    study = induction.study_induction(model, prompts)
 
     plot_study(model, prompts, study, picture)
     if curve:

@@ -8,12 +8,12 @@ FOLDER, runs/PRESET if not given, gets curve.csv, curve.png and step-N folders t
 takes (FOLDER itself is the newest one). The same command goes on where a run was stopped.
 """
 
-import argparse
 import csv
 import hashlib
 import json
 import math
 import sys
+from argparse import SUPPRESS
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,7 @@ def train(texts, preset, output, device="auto"):
 
     T = preset.block_size
     # Always the same rows, so that losses at different steps can be compared.
-    rows = [windows(part, T, max(T, len(part) // MEASURED)) for part in ids]
+    rows = [windows(part.to(trainer.device), T, max(T, len(part) // MEASURED)) for part in ids]
     bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
     measure = partial(measure_losses, rows=rows, bits=bits, path=output / "curve.csv")
     trainer.add_callback("on_batch_end", measure)
@@ -210,16 +210,18 @@ def record_settings(output, preset, text, merges):
 def measure_losses(trainer, rows, bits, path):
     """A callback: at kept steps, a row of COLUMNS for history, curve.csv and the terminal.
 
-    rows: two datasets, of the training text and of the validation text. bits: per byte, of a nat
-    per token of the validation text. path: where curve.csv lies; it is always whole.
+    rows: two datasets, of the training text and of the validation text, on the trainer's device.
+    bits: per byte, of a nat per token of the validation text. path: where curve.csv lies; it is
+    always whole.
     """
     step = trainer.iter_num
     # A run that goes on has this step's row from before.
     is_measured = trainer.history and trainer.history[-1][0] == step
     if step not in trainer.config.kept_steps or is_measured:
         return
-    training, validation = (row_losses(trainer, dataset) for dataset in rows)
-    tokens = step * trainer.config.batch_size * trainer.model.block_size
+    model = trainer.model.eval()
+    training, validation = (row_losses(model, *dataset.tensors) for dataset in rows)
+    tokens = step * trainer.config.batch_size * model.block_size
     loss = validation.mean().item()
     error = validation.std().item() / len(validation) ** 0.5
     row = [step, tokens, trainer.seconds, training.mean().item(), loss, error, loss * bits]
@@ -228,7 +230,8 @@ def measure_losses(trainer, rows, bits, path):
         csv.writer(file).writerows([COLUMNS, *trainer.history])
     print_progress(row)
     if len(trainer.history) % 4 == 0:
-        print_sample(trainer, rows[1])
+        print_sample(model, rows[1])
+    model.train()
 
 
 def print_progress(row):
@@ -239,32 +242,27 @@ def print_progress(row):
     tqdm.write(f"step {step}: {text.format(*losses)}{speed}")
 
 
-def print_sample(trainer, dataset):
+def print_sample(model, dataset):
     """Print 60 tokens that the model writes after the first 8 of the dataset.
 
     Losses do not show whether it writes words yet.
     """
-    start = dataset.tensors[0][:1, :8].to(trainer.device)
-    model = trainer.model.eval()
+    start = dataset.tensors[0][:1, :8]
     # The training's own random numbers stay as they are.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         ids = model.generate(start, 60, do_sample=True)
-    model.train()
     # A model may write what the terminal cannot show.
     tqdm.write(ascii(model.tokenizer.decode(ids[0])))
 
 
 @torch.no_grad()
-def row_losses(trainer, dataset):
-    """(rows,): the mean loss of each row of the dataset, in nats, without dropout."""
-    x, y = (tensor.to(trainer.device) for tensor in dataset.tensors)  # (rows,T) each
-    model = trainer.model.eval()
+def row_losses(model, x, y):
+    """(rows,): the mean loss of each row of x, y (rows,T), in nats."""
     losses = []
     # Some rows at a time: logits are large.
     for x_part, targets in zip(x.split(32), y.split(32)):
         logits, _ = model(x_part)  # (b,T,V)
         losses.append(F.cross_entropy(logits.float().mT, targets, reduction="none").mean(1))
-    model.train()
     return torch.cat(losses)
 
 
@@ -275,11 +273,11 @@ def draw_curve(history, path=None):
     """
     from matplotlib.figure import Figure
 
-    columns = dict(zip(COLUMNS, zip(*history)))
+    steps, _, _, training, validation, *_ = zip(*history)
     figure = Figure(layout="constrained")
     axes = figure.subplots()
-    axes.plot(columns["step"], columns["train_loss"], "o-", markersize=4)
-    axes.plot(columns["step"], columns["validation_loss"], "s--", markersize=4)
+    axes.plot(steps, training, "o-", markersize=4)
+    axes.plot(steps, validation, "s--", markersize=4)
     axes.legend(["training text", "validation text"])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     return figures.shown(figure, path)
@@ -303,7 +301,7 @@ def main(arguments=None):
         kind, meaning = get_args(field.type)
         flag = f"--{field.name.replace('_', '-')}"
         hint = f"{meaning}; default: the preset's"
-        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=hint)
+        parser.add_argument(flag, type=kind, default=SUPPRESS, help=hint)
     options = parser.parse_args(arguments)
     return run_command(lambda given: train_with(**vars(given)), options)
 

@@ -85,8 +85,7 @@ class Rows(Dataset):
         end_of_text = self.tokenizer.n_vocab - 1
         ids = []
         while len(ids) <= self.T:
-            ids += self.tokenizer.encode(passage(rng))
-            ids.append(end_of_text)
+            ids += [*self.tokenizer.encode(passage(rng)), end_of_text]
         return ids
 
     def excerpt(self, rng):
@@ -178,7 +177,6 @@ def measure_copying(model, count, length):
     losses = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")  # (B,2n-1)
     first_copy = losses[:, : length - 1].mean().item()
     second_copy = losses[:, length:].mean().item()
-
     patterns = torch.stack(list(model.activations["pattern"].values()))  # (L,B,H,T,T)
     # The first entry of this diagonal is a query in the first r.
     stripe = patterns.diagonal(1 - length, -2, -1)[..., 1:]  # (L,B,H,n)

@@ -70,6 +70,15 @@ class Trainer:
     history, a list that checkpoints keep.
     """
 
+    iter_num = 0
+    iter_dt = 0.0
+    seconds = 0.0
+    loss = None
+    eval_loss = None
+    # When the last step ended; whether resume has read a checkpoint.
+    iter_time = 0.0
+    resumed = False
+
     @staticmethod
     def get_default_config():
         return TrainerConfig()
@@ -90,14 +99,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
-        self.iter_num = 0
-        self.iter_time = 0.0
-        self.iter_dt = 0.0
-        self.seconds = 0.0
-        self.loss = None
-        self.eval_loss = None
         self.history = []
-        self.resumed = False
 
     def add_callback(self, onevent, callback):
         self.callbacks[onevent].append(callback)
@@ -138,7 +140,7 @@ class Trainer:
                 "call resume(), or take another folder"
             )
         # The untrained model, if step 0 is one of them.
-        if config.checkpoint_dir and self.iter_num in config.kept_steps:
+        if self.iter_num in config.kept_steps:
             self.save_checkpoint()
         self.model.train()
         self.iter_time = time.monotonic()
@@ -148,14 +150,12 @@ class Trainer:
                 x, y = next(batches)
                 self._step(x, y)
                 bar.update(y.numel())
-                loss = f"{self.loss.item():.3f}"
-                bar.set_postfix(step=self.iter_num + 1, loss=loss, refresh=False)
+                bar.set_postfix(step=self.iter_num + 1, loss=f"{self.loss:.3f}", refresh=False)
                 try:
                     self._after_step()
                 except StopIteration:
                     break
-        if config.checkpoint_dir:
-            self.save_checkpoint()
+        self.save_checkpoint()
 
     def _progress_bar(self):
         """A bar that counts tokens, where there is a terminal to show it."""
@@ -220,7 +220,7 @@ class Trainer:
         self.trigger_callbacks("on_batch_end")
         is_due = self.iter_num % config.checkpoint_interval == 0
         # After the callbacks: a resumed run must not draw their random numbers again.
-        if config.checkpoint_dir and (is_due or self.iter_num in config.kept_steps):
+        if is_due or self.iter_num in config.kept_steps:
             self.save_checkpoint()
         # Evaluation and writing are no part of the next step's time.
         self.iter_time = time.monotonic()
@@ -239,8 +239,12 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def save_checkpoint(self):
-        """Write checkpoint_dir/step-N, from which resume goes on, and remove older ones."""
-        checkpointing.save(self)
+        """Write checkpoint_dir/step-N, from which resume goes on, and remove older ones.
+
+        Without a checkpoint_dir there is nothing to do.
+        """
+        if self.config.checkpoint_dir:
+            checkpointing.save(self)
 
     def resume(self):
         """Go on from the newest checkpoint in checkpoint_dir; False if there is none."""

@@ -174,7 +174,7 @@ def _ablate_heads(model, prompts, study, z, kind):
     changes = []
     heads = list(product(range(L), range(H)))
     for l, h in tqdm(heads, desc=f"ablating, {kind}", unit="head", disable=None):
-        ablated = _measure(model, prompts, (l, h), [Patch(l, None, z[l, h], "z", h)])
+        ablated = _measure(model, prompts, [Patch(l, None, z[l, h], "z", h)])
         # In the order of HeadAblations, (B,) each.
         change = (
             ablated.delta - study.delta,
@@ -195,8 +195,8 @@ def _mean_z(model, ids):
     return total / ids.numel()
 
 
-def _measure(model, prompts, ablated_head=None, patches=()):
-    """The InductionStudy of one run, without ablations; delta leaves the ablated head out."""
+def _measure(model, prompts, patches=()):
+    """The InductionStudy of one run, without ablations; delta leaves patched heads out."""
     T = prompts.size(2)
     n = T // 4
     # Some 2,000 tokens at a time: logits and patterns are large.
@@ -206,15 +206,14 @@ def _measure(model, prompts, ablated_head=None, patches=()):
     difference = attention[0] - attention[1]  # (B,L,H)
 
     others = difference.clone()
-    if ablated_head:
-        layer, head = ablated_head
-        others[:, layer, head] = -torch.inf
+    for patch in patches:
+        others[:, patch.layer, patch.head] = -torch.inf
     largest = others.mean(0).argmax()
 
     # The loss on token t + 1 stands at t: from n on it is without the first token of piece 2.
     later = losses[:, :, n:].mean(-1)  # (r,B)
     has_texts = len(losses) == 3
-    unbroken = losses[2] if has_texts else losses[0]
+    unbroken = losses[2 if has_texts else 0]
     tenth = max(1, T // 10)
     late = unbroken[:, -tenth:].mean(1)
     early = unbroken[:, tenth : 2 * tenth].mean(1)
@@ -239,8 +238,9 @@ def _run_chunk(model, prompts, patches):
     logits = model.lm_head(model.transformer.ln_f(stream))[:, :-1].float()  # (rb,T-1,V)
     losses = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
     # Entry i of this diagonal is query n - 1 + i and key i; query n - 1 is still in the base.
-    stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:] for pattern in stored["pattern"].values()]
-    attention = torch.stack(stripes, 1).mean(-1).float()  # L x (rb,H,3n) -> (rb,L,H)
+    patterns = stored["pattern"].values()  # L x (rb,H,T,T)
+    stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1) for pattern in patterns]
+    attention = torch.stack(stripes, 1).float()  # L x (rb,H) -> (rb,L,H)
     pairs = prompts.shape[:2]
     return attention.unflatten(0, pairs).cpu(), losses.unflatten(0, pairs).cpu()
 
