@@ -145,9 +145,9 @@ class Measures:
     head: tuple
 
 
-def measure(model, pairs=500, chunks=64, length=40):
-    """The Measures of the model, over so many held-out pairs, and so many r of this length."""
-    return Measures(*measure_names(model, pairs), *measure_copying(model, chunks, length))
+def measure(model, pairs=500, chunks=64):
+    """The Measures of the model, over so many held-out pairs, and so many r."""
+    return Measures(*measure_names(model, pairs), *measure_copying(model, chunks))
 
 
 @torch.no_grad()
@@ -167,8 +167,8 @@ def measure_names(model, count):
 
 
 @torch.no_grad()
-def measure_copying(model, count, length):
-    """(first_copy, second_copy, induction, head) of Measures."""
+def measure_copying(model, count, length=40):
+    """(first_copy, second_copy, induction, head) of Measures; length: tokens in an r."""
     generator = torch.Generator().manual_seed(SEED + 1)
     r = torch.randint(model.config.vocab_size, (count, length), generator=generator)
     ids = torch.cat((r, r), dim=1)
