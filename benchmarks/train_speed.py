@@ -19,7 +19,7 @@ from experiments.train import PRESETS, shared_fields, windows
 from mingpt import pretrained
 from mingpt.config import GPTConfig
 from mingpt.model import GPT
-from mingpt.trainer import StepSampler, Trainer, TrainerConfig
+from mingpt.trainer import Trainer, TrainerConfig, draw_batches
 
 
 def train_beside_transformers(preset_name, rounds, steps=8):
@@ -91,7 +91,7 @@ class Peer:
             {"params": others, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, config.learning_rate, config.betas)
-        sampler = StepSampler(len(rows), config.batch_size, config.seed)
+        sampler = draw_batches(len(rows), config.batch_size, config.seed)
         self.batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=sampler))
 
     def step(self):

@@ -7,11 +7,10 @@ right, how much of the logit difference the circuit keeps, on the pairs that it 
 others, and every edge with its score.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from mingpt.common import run_command
+from mingpt.common import command_parser, run_command
 from mingpt.interpretability import figures
 from mingpt.interpretability.circuits import METHODS, find_circuit
 from mingpt.interpretability.graph import record_task
@@ -56,13 +55,8 @@ def print_measures(circuit, others):
 
 
 def main(arguments=None):
-    """The command line: its exit code.
-
-    0 if it ends, 2 after a message for bad input, as run_command gives it.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command line: its exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
     parser.add_argument("--task", default="name_recall", choices=TASKS)
     parser.add_argument("--method", default="path_patching", choices=METHODS)

@@ -9,25 +9,15 @@ import re
 import sysconfig
 from pathlib import Path
 
-KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"
-# {name: [(address, bytes without the licence, sha256), ...]}. Project Gutenberg revises its files
-# now and then: they have no sha256, and are about so long.
+# {name: {address: sha256}}. Project Gutenberg revises its files now and then: they have None.
 CORPORA = {
-    "shakespeare": [
-        (
-            KARPATHY + "input.txt",
-            1115394,
-            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        )
-    ],
-    "austen": [
-        (GUTENBERG.format(158), 883028, None),
-        (GUTENBERG.format(105), 466854, None),
-        (GUTENBERG.format(161), 673688, None),
-    ],
+    "shakespeare": {
+        f"{KARPATHY}/input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    },
+    "austen": dict.fromkeys(map(GUTENBERG.format, (158, 105, 161))),
 }
-TOLERANCE = 0.05  # by which the length of a revised file may differ
 # Folders of the standard library that are tests, tables, or not part of it.
 SKIPPED = set("site-packages dist-packages test tests idle_test encodings pydoc_data".split())
 
@@ -57,7 +47,7 @@ def read_corpus(name):
 def _paths(name):
     """The files of a corpus, a list of Path in a fixed order: the order decides the text."""
     if name in CORPORA:
-        return [download(name, *source) for source in CORPORA[name]]
+        return [download(name, *source) for source in CORPORA[name].items()]
     if name == "python":
         root = Path(sysconfig.get_path("stdlib"))
         paths = sorted(root.rglob("*.py"))
@@ -72,9 +62,10 @@ def strip_licence(text):
     return body[1].strip() + "\n" if body else text
 
 
-def download(corpus, address, size, sha256):
+def download(corpus, address, sha256=None):
     """The path of the file in the user's cache; downloaded unless it is there.
 
+    Without a sha256 it must have Project Gutenberg's marks, the last of which a part of it has not.
     ValueError if the download breaks off, and the next one goes on from there; or if it gives
     another text, of which nothing stays.
     """
@@ -87,17 +78,14 @@ def download(corpus, address, size, sha256):
     _fetch_rest(address, part)
 
     data = part.read_bytes()
-    whole = data.decode(errors="replace").replace("\r\n", "\n")
-    text = strip_licence(whole)
-    length = len(text.encode())
-    # What a server answers is not always what was asked for.
+    text = data.decode(errors="replace")
+    has_marks = strip_licence(text) != text
     is_same_file = hashlib.sha256(data).hexdigest() == sha256
-    # Without the marks at its end the file is cut, or another one.
-    is_like_it = text != whole and abs(length / size - 1) <= TOLERANCE
-    if not (is_same_file if sha256 else is_like_it):
+    # What a server answers is not always what was asked for.
+    if not (is_same_file if sha256 else has_marks):
         part.unlink()
         raise ValueError(
-            f"{address} gave {length} bytes of text, not the {size} expected; nothing was kept"
+            f"{address} gave {len(data)} bytes of text, not the file expected; nothing was kept"
         )
     return part.replace(path)
 

@@ -8,50 +8,43 @@ over the steps. It prints the largest quantities and the heads that the model ne
 quantities are, and what they do not show, stands in mingpt/interpretability/induction.py.
 """
 
-import argparse
 import csv
 import math
 import sys
 from dataclasses import astuple, dataclass
-from itertools import product
+from itertools import groupby, product
+from operator import attrgetter
 from pathlib import Path
 
+import numpy
 import torch
 
-from mingpt.common import atomic_write, run_command
+from mingpt.common import atomic_write, command_parser, run_command
 from mingpt.hub import steps_in
-from mingpt.interpretability import figures, runs
-from mingpt.interpretability.induction import (
-    KINDS,
-    draw_prompts,
-    induction_curve,
-    mean_error,
-    name_candidates,
-    study_induction,
-)
+from mingpt.interpretability import figures, induction, runs
 from mingpt.model import GPT
 
-# What tables and pictures call the fields of an InductionStudy. The names are short, since they
-# stand over columns and panels; induction.py says what each is.
-ATTENTION = {
-    "A(r)": "attention_repeats",
-    "A(c)": "attention_controls",
-    "A(r)-A(c)": "attention_difference",
+# What tables and pictures call the fields of an InductionStudy and, from change_of_delta on, those
+# of a HeadAblations, where the kind of ablation follows after a comma. The names are short, since
+# they stand over columns and panels; induction.py says what each is.
+NAMES = {
+    "attention_repeats": "A(r)",
+    "attention_controls": "A(c)",
+    "attention_difference": "A(r)-A(c)",
+    "loss_repeats": "loss(r)",
+    "loss_controls": "loss(c)",
+    "loss_texts": "loss(text)",
+    "in_context": "ICL",
+    "delta": "Delta",
+    "change_of_delta": "change of Delta",
+    "in_context_share_lost": "ICL share lost",
+    "change_of_loss_repeats": "change of loss(r)",
+    "change_of_loss_controls": "change of loss(c)",
 }
-LOSSES = {
-    "loss(r)": "loss_repeats",
-    "loss(c)": "loss_controls",
-    "loss(text)": "loss_texts",
-    "ICL": "in_context",
-}
-# The names of a HeadAblations' fields; the kind of ablation follows after a comma.
-CHANGES = {
-    "change of Delta": "change_of_delta",
-    "ICL share lost": "in_context_share_lost",
-    "change of loss(r)": "change_of_loss_repeats",
-    "change of loss(c)": "change_of_loss_controls",
-}
-DRAWN_CHANGES = ("change of Delta", "ICL share lost", "change of loss(r)")
+# Those that one strip, or one panel, of a picture shows.
+ATTENTION = ("A(r)", "A(c)", "A(r)-A(c)")
+LOSSES = ("loss(r)", "loss(c)", "loss(text)", "ICL")
+CHANGES = ("change of Delta", "ICL share lost", "change of loss(r)")
 LARGEST = 5  # heads that are named in a picture or a printed line
 
 
@@ -61,13 +54,14 @@ def columns(study):
     The names are those of the tables and pictures: "A(r)-A(c)", "change of Delta, zero" ...
     """
     named = {}
-    for name, field in (ATTENTION | LOSSES | {"Delta": "delta"}).items():
-        named[name] = getattr(study, field)
+    for field, values in vars(study).items():
+        # A study without a text has no loss on it.
+        if field in NAMES and values is not None:
+            named[NAMES[field]] = values
     for kind, changes in study.ablations.items():
-        for name, field in CHANGES.items():
-            named[f"{name}, {kind}"] = getattr(changes, field)
-    # A study without a text has no loss on it.
-    return {name: values for name, values in named.items() if values is not None}
+        for field, values in vars(changes).items():
+            named[f"{NAMES[field]}, {kind}"] = values
+    return named
 
 
 @dataclass
@@ -79,12 +73,15 @@ class Row:
     mean: float
     error: float
 
+    def __str__(self):
+        return f"{self.head:>4} {self.mean:.3f} +- {self.error:.3f}"
+
 
 def summarize(study):
     """A list of Row: every column of the study, head by head, in the order of columns."""
     rows = []
     for name, values in columns(study).items():
-        mean, error = mean_error(values)
+        mean, error = induction.mean_error(values)
         # The axes that are left are layers and heads, or none: then () is the only place.
         for place in product(*map(range, mean.shape)):
             rows.append(Row(name, dotted(place), mean[place].item(), error[place].item()))
@@ -110,33 +107,33 @@ def plot_study(model, prompts, study, path=None):
     first, *middle, last = figure.subfigures(rows)
 
     # One scale for both kinds of prompts: a stripe in the controls must look as strong as it is.
-    _draw_maps(first, {name: means[name] for name in ATTENTION}, alike=ATTENTION)
+    _draw_maps(first, means, ATTENTION, alike=True)
     for strip, kind in zip(middle, study.ablations):
-        names = [f"{name}, {kind}" for name in DRAWN_CHANGES]
-        _draw_maps(strip, {name: means[name] for name in names})
+        _draw_maps(strip, means, [f"{name}, {kind}" for name in CHANGES])
     strongest = means["A(r)-A(c)"].argmax().item()
     patterns = _patterns(model, prompts, *divmod(strongest, model.config.n_head))
-    _draw_maps(last, patterns, "query", "key", alike=list(patterns)[1:])
+    titles = list(patterns)
+    whole, zoomed = last.subfigures(1, 2, width_ratios=(1, 2))
+    _draw_maps(whole, patterns, titles[:1], "query", "key")
+    _draw_maps(zoomed, patterns, titles[1:], "query", "key", alike=True)
     return figures.shown(figure, path)
 
 
-def _draw_maps(strip, maps, row_name="layer", column_name="head", alike=()):
-    """Draw {title: values (rows, columns)} side by side, row 0 at the top; red above 0, white at 0.
+def _draw_maps(strip, maps, titles, row_name="layer", column_name="head", alike=False):
+    """Draw those of the maps side by side, row 0 at the top; red above 0, white at 0.
 
-    alike: the titles that share one scale. A map of shares of which there is nothing to lose is
-    all nan, and is left out.
+    maps: {title: values (rows, columns)}. alike: do all share one scale? A map of shares of which
+    there is nothing to lose is all nan, and is left out.
     """
     from matplotlib.colors import CenteredNorm
 
-    maps = {title: values for title, values in maps.items() if not values.isnan().all()}
-    largest = {title: values.abs().max().item() for title, values in maps.items()}
-    shared = max((largest[title] for title in alike), default=None)
-    panels = strip.subplots(1, len(maps), squeeze=False)[0]
-    for axes, (title, values) in zip(panels, maps.items()):
-        scale = shared if title in alike else largest[title]
-        # A map of zeros has no scale; with None matplotlib chooses one.
-        norm = CenteredNorm(0, scale or None)
-        image = axes.imshow(values.cpu().numpy(), "RdBu_r", norm=norm, aspect="auto")
+    titles = [title for title in titles if not maps[title].isnan().all()]
+    largest = max(maps[title].abs().max().item() for title in titles)
+    panels = strip.subplots(1, len(titles), squeeze=False)
+    for axes, title in zip(panels[0], titles):
+        # Without a number, it is the largest value of the map itself.
+        norm = CenteredNorm(0, largest if alike else None)
+        image = axes.imshow(maps[title].cpu().numpy(), "RdBu_r", norm=norm, aspect="auto")
         strip.colorbar(image)
         axes.set(title=title, xlabel=column_name, ylabel=row_name)
         axes.locator_params(integer=True)
@@ -148,11 +145,14 @@ def _patterns(model, prompts, layer, head):
 
     Zoomed are the queries in piece 2 and the keys in piece 1.
     """
-    n = prompts.size(2) // 4
     pairs = prompts[:2, :16].transpose(0, 1).to(model.lm_head.weight.device)  # (b,2,T)
+    patterns = []
     # One repeat and its control at a time: the patterns of all layers are recorded.
-    patterns = [runs.record(model, pair, ["pattern"])["pattern"][layer][:, head] for pair in pairs]
+    for pair in pairs:
+        recorded = runs.record(model, pair, ["pattern"])
+        patterns.append(recorded["pattern"][layer][:, head])
     repeat, control = torch.stack(patterns).float().mean(0)  # (b,2,T,T) -> 2 x (T,T)
+    n = len(repeat) // 4
     return {
         f"{layer}.{head} on r": repeat,
         f"{layer}.{head} on r, pieces 2, 1": repeat[n : 2 * n, :n],
@@ -187,41 +187,38 @@ def _draw_heads(axes, curve):
 
     The height of a head is its largest mean at any step.
     """
-    means = [study.attention_difference.mean(0) for study in curve.values()]
-    heads = torch.stack(means)  # (S,L,H), S steps
-    ranking = heads.amax(0).flatten().argsort(descending=True)
-    for rank, number in enumerate(ranking.tolist()):
-        layer, head = divmod(number, heads.size(2))
-        grey = {"color": "lightgrey", "zorder": 1}
-        style = {"label": f"head {layer}.{head}"} if rank < LARGEST else grey
-        axes.plot(list(curve), heads[:, layer, head].numpy(), ".-", **style)
+    means = torch.stack([study.attention_difference.mean(0) for study in curve.values()])
+    heads = means.flatten(1)  # (S,L,H) -> (S,LH), S steps
+    ranking = heads.amax(0).argsort(descending=True)
+    steps = list(curve)
+    for number in ranking[:LARGEST].tolist():
+        name = dotted(divmod(number, means.size(2)))
+        axes.plot(steps, heads[:, number], ".-", label=f"head {name}")
+    others = heads[:, ranking[LARGEST:]]
+    axes.plot(steps, others, ".-", color="lightgrey", zorder=1)
     axes.set_ylabel("A(r)-A(c)")
 
 
 def _draw_losses(axes, curve):
     """A line for each loss on the prompts that the studies have, with standard errors."""
-    for name, field in LOSSES.items():
-        losses = [getattr(study, field) for study in curve.values()]
-        if losses[0] is not None:
-            means, errors = zip(*map(mean_error, losses))
+    tables = [columns(study) for study in curve.values()]
+    for name in LOSSES:
+        if name in tables[0]:
+            means, errors = zip(*(induction.mean_error(table[name]) for table in tables))
             axes.errorbar(list(curve), means, errors, label=name)
     axes.set_ylabel("on the prompts: nats, with standard errors")
 
 
 def read_losses(run_folder):
-    """{"step": [...], "train_loss": [...], "validation_loss": [...]} of the run's curve.csv.
+    """{"step": array, "train_loss": array, "validation_loss": array} of the run's curve.csv.
 
     None if the folder has no such file, or the file no such columns.
     """
-    losses = {"step": [], "train_loss": [], "validation_loss": []}
     try:
-        with open(Path(run_folder) / "curve.csv", newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, column in losses.items():
-                    column.append(float(row[name]))
-    except (OSError, KeyError):
+        table = numpy.genfromtxt(f"{run_folder}/curve.csv", delimiter=",", names=True)
+        return {name: table[name] for name in ("step", "train_loss", "validation_loss")}
+    except (OSError, ValueError, IndexError):
         return None
-    return losses
 
 
 def write_table(studies, settings, path):
@@ -229,10 +226,7 @@ def write_table(studies, settings, path):
 
     settings: {column: value} of the prompts, the same in every line.
     """
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["step", "quantity", "layer.head", "mean", "standard error", *settings])
         for step, study in studies.items():
@@ -245,21 +239,17 @@ def print_study(study):
 
     Of a share that is nan for all heads, there is nothing to lose.
     """
-    rows = summarize(study)
-    for name in columns(study):
-        numbers = [row for row in rows if row.quantity == name and not math.isnan(row.mean)]
+    for name, rows in groupby(summarize(study), attrgetter("quantity")):
+        numbers = [row for row in rows if not math.isnan(row.mean)]
         numbers.sort(key=lambda row: -abs(row.mean))
-        texts = [f"{row.head:>4} {row.mean:.3f} +- {row.error:.3f}" for row in numbers[:LARGEST]]
-        print(f"{name:24}", *texts or ["none to lose"])
+        print(f"{name:24}", *numbers[:LARGEST] or ["none to lose"])
     for kind in study.ablations:
-        needed = name_candidates(study, kind)
-        delta = " ".join(map(dotted, needed.delta))
-        loss = " ".join(map(dotted, needed.loss))
-        both = " ".join(map(dotted, needed.both))
-        print(f"needed ({kind}): by Delta {delta}; by loss(r) {loss}; by both {both}")
+        lists = vars(induction.name_candidates(study, kind)).values()
+        texts = [" ".join(map(dotted, heads)) for heads in lists]
+        print("needed ({}): by Delta {}; by loss(r) {}; by both {}".format(kind, *texts))
 
 
-def report(name, output, text=None, length=None, bases=32, seed=0):
+def report(name, output, text, length, bases, seed):
     """Study the named model or run, write pictures and table into the folder, print the largest.
 
     text: a file to take the bases from; length, bases and seed: as draw_prompts takes them.
@@ -274,9 +264,9 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
     # Before the model is read: a run that is still going on writes newer ones.
     last_step = max(steps_in(name), default=None)
     model = GPT.from_pretrained(name)
-    curve = induction_curve(name, length, bases, seed, content)
-    prompts = draw_prompts(model, length, bases, seed, content)
-    study = study_induction(model, prompts, KINDS)
+    curve = induction.induction_curve(name, length, bases, seed, content)
+    prompts = induction.draw_prompts(model, length, bases, seed, content)
+    study = induction.study_induction(model, prompts)
 
     plot_study(model, prompts, study, picture)
     if curve:
@@ -289,15 +279,20 @@ def report(name, output, text=None, length=None, bases=32, seed=0):
 
 def main(arguments=None):
     """The command line: its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "name",
+        metavar="MODEL_OR_RUN",
+        help="of a run, the last model is studied, the curve is of all",
     )
-    model_help = "of a run, the last model is studied, the curve is of all"
-    output_help = "folder for induction.png, induction.csv and induction_curve.png"
-    text_help = "a file to take bases from; without it they are random tokens"
-    parser.add_argument("name", metavar="MODEL_OR_RUN", help=model_help)
-    parser.add_argument("--output", required=True, help=output_help)
-    parser.add_argument("--text", help=text_help)
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder for induction.png, induction.csv and induction_curve.png",
+    )
+    parser.add_argument(
+        "--text", help="a file to take bases from; without it they are random tokens"
+    )
     parser.add_argument("--length", type=int, help="tokens in a base; default: 32, or what fits")
     parser.add_argument("--bases", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

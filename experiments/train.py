@@ -8,12 +8,12 @@ FOLDER, runs/PRESET if not given, gets curve.csv, curve.png and step-N folders t
 takes (FOLDER itself is the newest one). The same command goes on where a run was stopped.
 """
 
-import argparse
 import csv
 import hashlib
 import json
 import math
 import sys
+from argparse import SUPPRESS
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.corpora import read_corpus
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
-from mingpt.common import atomic_write, run_command
+from mingpt.common import atomic_write, command_parser, run_command
 from mingpt.hub import steps_in
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
@@ -34,7 +34,7 @@ from mingpt.trainer import Trainer, TrainerConfig
 
 # The vocabulary of a model whose tokens are bytes: 256 of them, and the end of text.
 BYTES = 257
-# Rows, spread evenly over a text, on which a loss is measured.
+# Rows, spread evenly over a text, on which a loss is measured; fewer if they would overlap.
 MEASURED = 100
 # Of curve.csv, and of the rows of a trainer's history.
 COLUMNS = (
@@ -110,9 +110,9 @@ def train(texts, preset, output, device="auto"):
     text = END_OF_TEXT.join(texts)
     cut = len(text) * 9 // 10
     parts = (text[:cut], text[cut:])  # for training, for validation
-    # From the training part alone: the validation text must be new in every respect.
     merges = []
     if preset.vocab_size != BYTES:
+        # From the training part alone: the validation text must be new in every respect.
         merges = train_bpe(parts[0].split(END_OF_TEXT), preset.vocab_size)
     tokenizer = BPETokenizer(Encoder(merges))
     ids = [torch.tensor(tokenizer.encode(part, allow_special=True)) for part in parts]
@@ -126,7 +126,9 @@ def train(texts, preset, output, device="auto"):
     record_settings(output, preset, text, merges)
     trainer.resume()
 
-    rows = [_spread_rows(part, preset.block_size) for part in ids]
+    T = preset.block_size
+    # Always the same rows, so that losses at different steps can be compared.
+    rows = [windows(part.to(trainer.device), T, max(T, len(part) // MEASURED)) for part in ids]
     bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
     measure = partial(measure_losses, rows=rows, bits=bits, path=output / "curve.csv")
     trainer.add_callback("on_batch_end", measure)
@@ -143,22 +145,26 @@ def make_trainer(preset, tokenizer, ids, output, device):
     The model has minGPT's own initial weights, which follow from preset.seed.
     """
     torch.manual_seed(preset.seed)
-    config = GPTConfig(**shared_fields(preset, GPTConfig), tie_word_embeddings=True)
-    config.embd_pdrop = preset.dropout
-    config.resid_pdrop = preset.dropout
-    # Fused attention on a CPU has no dropout.
-    config.attn_pdrop = 0.0
+    config = GPTConfig(
+        **shared_fields(preset, GPTConfig),
+        tie_word_embeddings=True,
+        embd_pdrop=preset.dropout,
+        resid_pdrop=preset.dropout,
+        # Fused attention on a CPU has no dropout.
+        attn_pdrop=0.0,
+    )
     model = GPT(config)
     model.tokenizer = tokenizer
-
-    settings = TrainerConfig(**shared_fields(preset, TrainerConfig))
-    settings.device = device
-    settings.betas = (0.9, 0.99)
-    settings.final_learning_rate = preset.learning_rate / 10
-    settings.checkpoint_dir = str(output)
-    # Denser early, where a model changes fastest.
     shares = [i / preset.kept for i in range(preset.kept + 1)]
-    settings.kept_steps = tuple({round(preset.max_iters * share**2) for share in shares})
+    settings = TrainerConfig(
+        **shared_fields(preset, TrainerConfig),
+        device=device,
+        betas=(0.9, 0.99),
+        final_learning_rate=preset.learning_rate / 10,
+        checkpoint_dir=str(output),
+        # Denser early, where a model changes fastest.
+        kept_steps=tuple({round(preset.max_iters * share**2) for share in shares}),
+    )
     return Trainer(settings, model, windows(ids, preset.block_size))
 
 
@@ -169,14 +175,6 @@ def shared_fields(preset, config_class):
     """
     names = {field.name for field in fields(config_class)}
     return {name: value for name, value in asdict(preset).items() if name in names}
-
-
-def _spread_rows(ids, T):
-    """MEASURED rows of T tokens, spread evenly over ids (N,); fewer if they would overlap.
-
-    Always the same ones, so that losses at different steps can be compared.
-    """
-    return windows(ids, T, max(T, len(ids) // MEASURED))
 
 
 def record_settings(output, preset, text, merges):
@@ -199,9 +197,9 @@ def record_settings(output, preset, text, merges):
             if recorded.get(name) != value
         ]
         if differences:
-            others = ", ".join(differences)
             raise ValueError(
-                f"{output} has a run with {others}; give the same, or another --output"
+                f"{output} has a run with {', '.join(differences)}; "
+                "give the same, or another --output"
             )
     elif steps_in(output):
         raise ValueError(f"{output} has checkpoints of another program; give another --output")
@@ -212,66 +210,59 @@ def record_settings(output, preset, text, merges):
 def measure_losses(trainer, rows, bits, path):
     """A callback: at kept steps, a row of COLUMNS for history, curve.csv and the terminal.
 
-    rows: two datasets, of the training text and of the validation text. bits: per byte, of a nat
-    per token of the validation text. path: where curve.csv lies; it is always whole.
+    rows: two datasets, of the training text and of the validation text, on the trainer's device.
+    bits: per byte, of a nat per token of the validation text. path: where curve.csv lies; it is
+    always whole.
     """
     step = trainer.iter_num
-    config = trainer.config
     # A run that goes on has this step's row from before.
     is_measured = trainer.history and trainer.history[-1][0] == step
-    if step not in config.kept_steps or is_measured:
+    if step not in trainer.config.kept_steps or is_measured:
         return
-    training, validation = (row_losses(trainer, *dataset.tensors) for dataset in rows)
-    tokens = step * config.batch_size * trainer.model.block_size
+    model = trainer.model.eval()
+    training, validation = (row_losses(model, *dataset.tensors) for dataset in rows)
+    tokens = step * trainer.config.batch_size * model.block_size
     loss = validation.mean().item()
     error = validation.std().item() / len(validation) ** 0.5
-    trainer.history.append(
-        [step, tokens, trainer.seconds, training.mean().item(), loss, error, loss * bits]
-    )
+    row = [step, tokens, trainer.seconds, training.mean().item(), loss, error, loss * bits]
+    trainer.history.append(row)
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *trainer.history])
-    print_progress(trainer.history[-1], config.max_iters)
+    print_progress(row)
     if len(trainer.history) % 4 == 0:
-        print_sample(trainer, rows[1])
+        print_sample(model, rows[1])
+    model.train()
 
 
-def print_progress(row, max_iters):
-    """Print the losses of a row of COLUMNS, and how fast the training is once it has begun."""
-    step, tokens, seconds, training, validation, error, bits = row
-    text = f"step {step}: training loss {training:.3f}, validation {validation:.3f} +- {error:.3f}"
-    text += f", {bits:.3f} bits per byte"
-    if step:
-        minutes = seconds / step * (max_iters - step) / 60
-        text += f"; {tokens / seconds:,.0f} tokens/s, {minutes:.0f} min left"
-    tqdm.write(text)
+def print_progress(row):
+    """Print a row of COLUMNS: the losses, and how fast the training is once it has begun."""
+    step, tokens, seconds, *losses = row
+    text = "training loss {:.3f}, validation {:.3f} +- {:.3f}, {:.3f} bits per byte"
+    speed = f"; {tokens / seconds:,.0f} tokens/s" if step else ""
+    tqdm.write(f"step {step}: {text.format(*losses)}{speed}")
 
 
-def print_sample(trainer, dataset):
+def print_sample(model, dataset):
     """Print 60 tokens that the model writes after the first 8 of the dataset.
 
     Losses do not show whether it writes words yet.
     """
-    start = dataset.tensors[0][:1, :8].to(trainer.device)
-    model = trainer.model.eval()
+    start = dataset.tensors[0][:1, :8]
     # The training's own random numbers stay as they are.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         ids = model.generate(start, 60, do_sample=True)
-    model.train()
     # A model may write what the terminal cannot show.
     tqdm.write(ascii(model.tokenizer.decode(ids[0])))
 
 
 @torch.no_grad()
-def row_losses(trainer, x, y):
-    """(rows,): the mean loss of each row of x, y (rows,T), in nats, without dropout."""
-    model = trainer.model.eval()
+def row_losses(model, x, y):
+    """(rows,): the mean loss of each row of x, y (rows,T), in nats."""
     losses = []
     # Some rows at a time: logits are large.
-    for x_part, y_part in zip(x.split(32), y.split(32)):
-        logits, _ = model(x_part.to(trainer.device))  # (b,T,V)
-        targets = y_part.to(trainer.device)
+    for x_part, targets in zip(x.split(32), y.split(32)):
+        logits, _ = model(x_part)  # (b,T,V)
         losses.append(F.cross_entropy(logits.float().mT, targets, reduction="none").mean(1))
-    model.train()
     return torch.cat(losses)
 
 
@@ -282,11 +273,11 @@ def draw_curve(history, path=None):
     """
     from matplotlib.figure import Figure
 
-    columns = dict(zip(COLUMNS, zip(*history)))
+    steps, _, _, training, validation, *_ = zip(*history)
     figure = Figure(layout="constrained")
     axes = figure.subplots()
-    axes.plot(columns["step"], columns["train_loss"], "o-", markersize=4)
-    axes.plot(columns["step"], columns["validation_loss"], "s--", markersize=4)
+    axes.plot(steps, training, "o-", markersize=4)
+    axes.plot(steps, validation, "s--", markersize=4)
     axes.legend(["training text", "validation text"])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     return figures.shown(figure, path)
@@ -294,31 +285,35 @@ def draw_curve(history, path=None):
 
 def main(arguments=None):
     """The command line: its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "corpus", help="shakespeare, austen, python, a text file, or a folder of .txt files"
     )
-    corpus_help = "shakespeare, austen, python, a text file, or a folder of .txt files"
-    preset_help = "default: that of the corpus, else austen-2m"
-    device_help = "default: cuda where there is one, else cpu"
-    parser.add_argument("corpus", help=corpus_help)
-    parser.add_argument("--preset", choices=PRESETS, help=preset_help)
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="default: that of the corpus, else austen-2m"
+    )
     parser.add_argument("--output", help="folder of the run; default: runs/PRESET")
-    parser.add_argument("--device", default="auto", help=device_help)
+    parser.add_argument(
+        "--device", default="auto", help="default: cuda where there is one, else cpu"
+    )
     # The fields' annotations are the options' types and help texts.
     for field in fields(Preset):
         kind, meaning = get_args(field.type)
         flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, help=f"{meaning}; default: the preset's")
-    return run_command(train_with, parser.parse_args(arguments))
+        hint = f"{meaning}; default: the preset's"
+        parser.add_argument(flag, type=kind, default=SUPPRESS, help=hint)
+    options = parser.parse_args(arguments)
+    return run_command(lambda given: train_with(**vars(given)), options)
 
 
-def train_with(options):
-    """Train as the command line asks: the preset, with the given fields in place of its own."""
-    name = options.preset or PRESET_OF.get(options.corpus, "austen-2m")
-    given = {field.name: getattr(options, field.name) for field in fields(Preset)}
-    changes = {field: value for field, value in given.items() if value is not None}
-    preset = replace(PRESETS[name], **changes)
-    train(read_corpus(options.corpus), preset, options.output or f"runs/{name}", options.device)
+def train_with(corpus, preset, output, device, **changes):
+    """Train as the command line asks.
+
+    changes: values of the preset's fields, in place of its own.
+    """
+    name = preset or PRESET_OF.get(corpus, "austen-2m")
+    changed = replace(PRESETS[name], **changes)
+    train(read_corpus(corpus), changed, output or f"runs/{name}", device)
 
 
 if __name__ == "__main__":

@@ -7,28 +7,24 @@ Needs `tokenizers`. The words and forms of its passages, and what is held out of
 mingpt/names.py; what was tried and measured stands in the model card beside the model.
 """
 
-import argparse
 import math
 import random
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
-import requests
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from experiments.corpora import GUTENBERG, read_corpus, strip_licence
+from experiments.corpora import GUTENBERG, download, read_corpus, strip_licence
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder, train_bpe
-from mingpt.common import run_command
+from mingpt.common import command_parser, run_command
 from mingpt.model import GPT, GPTConfig
 from mingpt.names import FIRST, LAST, held_out_pair, passage
-from mingpt.trainer import Trainer
+from mingpt.trainer import Trainer, TrainerConfig
 
 SEED = 0
 CONTEXT = 256
@@ -44,13 +40,8 @@ def read_novels(folder=None):
     """Austen's six novels, a list of texts: the folder's .txt files, or from Project Gutenberg."""
     if folder:
         return read_corpus(folder)
-    novels = []
-    for number in NOVELS:
-        answer = requests.get(GUTENBERG.format(number), timeout=60)
-        answer.raise_for_status()
-        text = answer.content.decode("utf-8-sig").replace("\r\n", "\n")
-        novels.append(strip_licence(text))
-    return novels
+    paths = [download("austen", GUTENBERG.format(number)) for number in NOVELS]
+    return [strip_licence(path.read_text(encoding="utf-8-sig")) for path in paths]
 
 
 def make_tokenizer(novels):
@@ -94,8 +85,7 @@ class Rows(Dataset):
         end_of_text = self.tokenizer.n_vocab - 1
         ids = []
         while len(ids) <= self.T:
-            ids += self.tokenizer.encode(passage(rng))
-            ids.append(end_of_text)
+            ids += [*self.tokenizer.encode(passage(rng)), end_of_text]
         return ids
 
     def excerpt(self, rng):
@@ -155,9 +145,9 @@ class Measures:
     head: tuple
 
 
-def measure(model, pairs=500, chunks=64, length=40):
-    """The Measures of the model, over so many held-out pairs, and so many r of this length."""
-    return Measures(*measure_names(model, pairs), *measure_copying(model, chunks, length))
+def measure(model, pairs=500, chunks=64):
+    """The Measures of the model, over so many held-out pairs, and so many r."""
+    return Measures(*measure_names(model, pairs), *measure_copying(model, chunks))
 
 
 @torch.no_grad()
@@ -177,8 +167,8 @@ def measure_names(model, count):
 
 
 @torch.no_grad()
-def measure_copying(model, count, length):
-    """(first_copy, second_copy, induction, head) of Measures."""
+def measure_copying(model, count, length=40):
+    """(first_copy, second_copy, induction, head) of Measures; length: tokens in an r."""
     generator = torch.Generator().manual_seed(SEED + 1)
     r = torch.randint(model.config.vocab_size, (count, length), generator=generator)
     ids = torch.cat((r, r), dim=1)
@@ -187,7 +177,6 @@ def measure_copying(model, count, length):
     losses = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")  # (B,2n-1)
     first_copy = losses[:, : length - 1].mean().item()
     second_copy = losses[:, length:].mean().item()
-
     patterns = torch.stack(list(model.activations["pattern"].values()))  # (L,B,H,T,T)
     # The first entry of this diagonal is a query in the first r.
     stripe = patterns.diagonal(1 - length, -2, -1)[..., 1:]  # (L,B,H,n)
@@ -203,34 +192,41 @@ def train(output, novels, phases=PHASES, n_layer=12):
     """
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer(novels)
-    config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=128, tie_word_embeddings=True)
-    config.vocab_size = tokenizer.n_vocab
-    config.block_size = CONTEXT
-    # The novels aside, no text is seen twice: there is nothing to learn by heart.
-    config.embd_pdrop = config.resid_pdrop = config.attn_pdrop = 0.0
+    config = GPTConfig(
+        n_layer=n_layer,
+        n_head=4,
+        n_embd=128,
+        vocab_size=tokenizer.n_vocab,
+        block_size=CONTEXT,
+        tie_word_embeddings=True,
+        # The novels aside, no text is seen twice: there is nothing to learn by heart.
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     model = GPT(config)
     model.tokenizer = tokenizer
     initialize_for_copying(model)
     for number, phase in enumerate(phases, start=1):
-        folder = Path(output) / f"phase-{number}"
-        train_phase(model, novels, phase, SEED + number, folder)
+        train_phase(model, novels, phase, SEED + number, f"{output}/phase-{number}")
     pretrained.save(model.eval(), output, torch.float16)
 
 
 def train_phase(model, novels, phase, seed, folder):
     """Train as an entry of PHASES says; goes on from the checkpoint in the folder, if any."""
     T, batch_size, rate, final_rate, steps = phase
-    config = Trainer.get_default_config()
-    config.batch_size = batch_size
-    config.max_iters = steps
-    config.warmup_iters = 100
-    config.learning_rate = rate
-    config.final_learning_rate = final_rate
-    config.betas = (0.9, 0.98)
-    config.weight_decay = 0.05
-    config.seed = seed
-    config.checkpoint_dir = str(folder)
-    config.checkpoint_interval = 200
+    config = TrainerConfig(
+        batch_size=batch_size,
+        max_iters=steps,
+        warmup_iters=100,
+        learning_rate=rate,
+        final_learning_rate=final_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        seed=seed,
+        checkpoint_dir=folder,
+        checkpoint_interval=200,
+    )
     trainer = Trainer(config, model, Rows(model.tokenizer, novels, T))
     trainer.resume()
     trainer.run()
@@ -238,21 +234,18 @@ def train_phase(model, novels, phase, seed, folder):
 
 def main():
     """The command line: its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    austen_help = "folder of the six novels as .txt; without it Project Gutenberg is asked"
+    parser = command_parser(__doc__)
     parser.add_argument("output", help="folder for the model and its checkpoints")
-    parser.add_argument("--austen", help=austen_help)
+    parser.add_argument(
+        "--austen", help="folder of the six novels as .txt; without it Project Gutenberg is asked"
+    )
     return run_command(train_and_measure, parser.parse_args())
 
 
 def train_and_measure(options):
     """Train, and print what the model can do after the rounding to half precision."""
-    began = time.time()
     train(options.output, read_novels(options.austen))
-    minutes = (time.time() - began) / 60
-    print(f"trained in {minutes:.0f} minutes; after rounding to half precision:")
+    print("after rounding to half precision:")
     measures = measure(GPT.from_pretrained(options.output))
     layer, head = measures.head
     for name, value in vars(measures).items():

@@ -51,9 +51,8 @@ def _write(trainer, folder):
     state = {name: getattr(trainer, name) for name in STATE}
     state["optimizer"] = trainer.optimizer.state_dict()
     # The generators that dropout and callbacks draw from.
-    state["rng"] = {"cpu": torch.get_rng_state(), "cuda": None}
-    if _on_cuda(trainer):
-        state["rng"]["cuda"] = torch.cuda.get_rng_state(trainer.device)
+    cuda = torch.cuda.get_rng_state(trainer.device) if _on_cuda(trainer) else None
+    state["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
     try:
         torch.save(state, folder / "trainer_state.pt")
     except RuntimeError as error:  # torch's word for a full disk

@@ -1,5 +1,6 @@
 """What every other module may need: devices, files that appear whole or not at all, commands."""
 
+import argparse
 import os
 import shutil
 import sys
@@ -86,6 +87,12 @@ def one_line(error):
 
 class CheckFailed(Exception):
     """A result is not what it must be: an error of this program, not of its user."""
+
+
+def command_parser(description):
+    """An argparse parser whose help shows the description line by line, as it is."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=form)
 
 
 def run_command(function, options):

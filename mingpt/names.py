@@ -12,29 +12,27 @@ import re
 
 from mingpt.hub import EMBEDDED
 
-
-def read_sections(path):
-    """{section: its lines} of words.txt, where a line [section] begins each."""
-    sections = {}
-    lines = []  # before the first section: comments, which nobody reads
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            lines = []
-            sections[line.strip("[]")] = lines
-        elif line:
-            lines.append(line)
-    return sections
+# {section: its text} of words.txt, where a line [section] begins each; comments stand above the
+# first one.
+SECTIONS = dict(
+    re.findall(r"\[(\w+)\]([^[]*)", (EMBEDDED / "words.txt").read_text(encoding="utf-8"))
+)
 
 
 def words_of(section):
     """The words of a section, a list."""
-    return " ".join(SECTIONS[section]).split()
+    return SECTIONS[section].split()
 
 
-SECTIONS = read_sections(EMBEDDED / "words.txt")
-OPENINGS = SECTIONS["openings"]  # sentences that introduce a person
-MIDDLES = SECTIONS["middles"]  # sentences without a person
-RETURNS = SECTIONS["returns"]  # sentences in which a person comes back
+def forms_of(section):
+    """The sentence forms of a section, a list: one a line."""
+    return SECTIONS[section].strip().splitlines()
+
+
+# Sentences that introduce a person, that have none, and in which one comes back.
+OPENINGS = forms_of("openings")
+MIDDLES = forms_of("middles")
+RETURNS = forms_of("returns")
 FIRST = words_of("first")
 LAST = words_of("last")
 
@@ -60,10 +58,9 @@ def pick_form(rng, forms, held_out=False):
 def pick_person(rng, held_out=False):
     """A person whose combination of names is held out or not."""
     while True:
-        first = rng.choice(FIRST)
-        last = rng.choice(LAST)
-        if held_out_combination(first, last) == held_out:
-            return first, last
+        person = rng.choice(FIRST), rng.choice(LAST)
+        if held_out_combination(*person) == held_out:
+            return person
 
 
 def tell(form, person, rng=None):
@@ -84,16 +81,13 @@ def passage(rng):
     people = [pick_person(rng) for _ in range(count)]
     sentences = []
     for person in people:
-        opening = pick_form(rng, OPENINGS)
-        sentences.append(tell(opening, person))
+        sentences.append(tell(pick_form(rng, OPENINGS), person))
         if rng.random() < 0.4:
             sentences.append(pick_form(rng, MIDDLES))
     for _ in range(count * rng.randint(1, 3)):
         if rng.random() < 0.3:
             sentences.append(pick_form(rng, MIDDLES))
-        closing = pick_form(rng, RETURNS)
-        person = rng.choice(people)
-        sentences.append(tell(closing, person, rng))
+        sentences.append(tell(pick_form(rng, RETURNS), rng.choice(people), rng))
     return " ".join(sentences)
 
 
@@ -109,10 +103,9 @@ def held_out_pair(rng):
     first, clean = pick_person(rng, held_out=True)
     others = [last for last in LAST if last != clean and held_out_combination(first, last)]
     corrupted = rng.choice(others)
-
-    # The closing sentence breaks off after the first name.
-    end = closing.index("N")
-    ending = [*middles, closing[:end] + first]
-    clean_text = " ".join([tell(opening, (first, clean)), *ending])
-    corrupted_text = " ".join([tell(opening, (first, corrupted)), *ending])
+    # The closing sentence breaks off after the first name; the opening alone has the whole one.
+    ending = closing[: closing.index("N")] + first
+    form = " ".join([opening, *middles, ending])
+    clean_text = tell(form, (first, clean))
+    corrupted_text = tell(form, (first, corrupted))
     return clean_text, corrupted_text, f" {clean}", f" {corrupted}"

@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from torch.utils.data import DataLoader
@@ -53,22 +53,12 @@ class TrainerConfig:
     kept_steps: tuple = ()
 
 
-class StepSampler:
+def draw_batches(size, batch_size, seed, start=0):
     """Endless batches of dataset indices, drawn with replacement, from batch number start on."""
-
-    def __init__(self, size, batch_size, seed, start=0):
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-
-    def __iter__(self):
-        step = self.start
-        while True:
-            # The factor keeps neighbouring seeds apart; the generator takes 32 bits.
-            generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + step) % 2**32)
-            yield torch.randint(self.size, (self.batch_size,), generator=generator).tolist()
-            step += 1
+    for step in count(start):
+        # The factor keeps neighbouring seeds apart; the generator takes 32 bits.
+        generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**32)
+        yield torch.randint(size, (batch_size,), generator=generator).tolist()
 
 
 class Trainer:
@@ -79,6 +69,15 @@ class Trainer:
     seconds of the last step), seconds (of all), model and optimizer, and write what they like into
     history, a list that checkpoints keep.
     """
+
+    iter_num = 0
+    iter_dt = 0.0
+    seconds = 0.0
+    loss = None
+    eval_loss = None
+    # When the last step ended; whether resume has read a checkpoint.
+    iter_time = 0.0
+    resumed = False
 
     @staticmethod
     def get_default_config():
@@ -100,14 +99,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.optimizer = model.configure_optimizers(config)
         self.callbacks = defaultdict(list)
-        self.iter_num = 0
-        self.iter_time = 0.0
-        self.iter_dt = 0.0
-        self.seconds = 0.0
-        self.loss = None
-        self.eval_loss = None
         self.history = []
-        self.resumed = False
 
     def add_callback(self, onevent, callback):
         self.callbacks[onevent].append(callback)
@@ -143,43 +135,52 @@ class Trainer:
         config = self.config
         is_fresh = self.iter_num == 0 and not self.resumed
         if config.checkpoint_dir and is_fresh and steps_in(config.checkpoint_dir):
-            hint = "call resume(), or take another folder"
-            raise ValueError(f"{config.checkpoint_dir} has another run's checkpoints; {hint}")
+            raise ValueError(
+                f"{config.checkpoint_dir} has another run's checkpoints; "
+                "call resume(), or take another folder"
+            )
         # The untrained model, if step 0 is one of them.
-        if config.checkpoint_dir and self.iter_num in config.kept_steps:
+        if self.iter_num in config.kept_steps:
             self.save_checkpoint()
         self.model.train()
         self.iter_time = time.monotonic()
-        batches = iter(self._loader(self.train_dataset, config.seed, self.iter_num))
+        batches = self._batches(self.train_dataset, config.seed, self.iter_num)
         with self._progress_bar() as bar:
             while config.max_iters is None or self.iter_num < config.max_iters:
                 x, y = next(batches)
-                self._step(x.to(self.device), y.to(self.device))
+                self._step(x, y)
                 bar.update(y.numel())
-                loss = f"{self.loss.item():.3f}"
-                bar.set_postfix(step=self.iter_num + 1, loss=loss, refresh=False)
+                bar.set_postfix(step=self.iter_num + 1, loss=f"{self.loss:.3f}", refresh=False)
                 try:
                     self._after_step()
                 except StopIteration:
                     break
-        if config.checkpoint_dir:
-            self.save_checkpoint()
+        self.save_checkpoint()
 
     def _progress_bar(self):
         """A bar that counts tokens, where there is a terminal to show it."""
         tokens = self.config.batch_size * len(self.train_dataset[0][1])  # in a batch
         total = self.config.max_iters and self.config.max_iters * tokens
-        options = {"unit": " tokens", "unit_scale": True, "dynamic_ncols": True, "disable": None}
-        return tqdm(initial=self.iter_num * tokens, total=total, **options)
+        return tqdm(
+            initial=self.iter_num * tokens,
+            total=total,
+            unit=" tokens",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=None,
+        )
 
-    def _loader(self, dataset, seed, start):
-        """Endless batches (x, y) of the dataset, from batch number start on."""
-        config = self.config
-        sampler = StepSampler(len(dataset), config.batch_size, seed, start)
-        # The loader's own draws must not move the global generator, which dropout reads.
-        own = torch.Generator()
-        workers = config.num_workers
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, generator=own)
+    def _batches(self, dataset, seed, start=0):
+        """Endless batches x, y (B,T) of the dataset, on the device, from batch number start on."""
+        loader = DataLoader(
+            dataset,
+            batch_sampler=draw_batches(len(dataset), self.config.batch_size, seed, start),
+            num_workers=self.config.num_workers,
+            # The loader's own draws must not move the global generator, which dropout reads.
+            generator=torch.Generator(),
+        )
+        for x, y in loader:
+            yield x.to(self.device), y.to(self.device)
 
     def _step(self, x, y):
         """One step of the optimizer, on a batch x, y (B,T).
@@ -190,20 +191,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.model.zero_grad(set_to_none=True)
-        self.loss = torch.zeros((), device=self.device)
+        self.loss = 0
         for x_part, y_part in zip(x.chunk(config.accumulation), y.chunk(config.accumulation)):
             # A part weighs as much as it has targets; those that are -1 do not count.
-            share = (y_part != -1).sum() / (y != -1).sum() if config.accumulation > 1 else 1.0
+            share = (y_part != -1).sum() / (y != -1).sum()
             if share:
                 loss = self.model(x_part, y_part)[1] * share
                 loss.backward()
-                self.loss = self.loss + loss.detach()
+                self.loss += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_norm_clip)
         # Before the weights change: no checkpoint may have weights that are no numbers.
         if not norm.isfinite():
-            fault = f"the loss {self.loss.item()} and a gradient of size {norm.item()}"
-            hint = "look at the targets, or lower learning_rate and take another folder"
-            raise ValueError(f"step {self.iter_num + 1} has {fault}; {hint}")
+            raise ValueError(
+                f"step {self.iter_num + 1} has the loss {self.loss} and a gradient of size {norm}; "
+                "look at the targets, or lower learning_rate and take another folder"
+            )
         self.optimizer.step()
 
     def _after_step(self):
@@ -218,7 +220,7 @@ class Trainer:
         self.trigger_callbacks("on_batch_end")
         is_due = self.iter_num % config.checkpoint_interval == 0
         # After the callbacks: a resumed run must not draw their random numbers again.
-        if config.checkpoint_dir and (is_due or self.iter_num in config.kept_steps):
+        if is_due or self.iter_num in config.kept_steps:
             self.save_checkpoint()
         # Evaluation and writing are no part of the next step's time.
         self.iter_time = time.monotonic()
@@ -228,17 +230,21 @@ class Trainer:
         """Mean loss in nats over eval_batches batches of eval_dataset, the same ones each time."""
         was_training = self.model.training
         self.model.eval()
-        loader = self._loader(self.eval_dataset, self.config.seed + 1, start=0)
+        batches = self._batches(self.eval_dataset, self.config.seed + 1)
         losses = []
-        for x, y in islice(loader, self.config.eval_batches):
-            _, loss = self.model(x.to(self.device), y.to(self.device))
+        for x, y in islice(batches, self.config.eval_batches):
+            _, loss = self.model(x, y)
             losses.append(loss.item())
         self.model.train(was_training)
         return sum(losses) / len(losses)
 
     def save_checkpoint(self):
-        """Write checkpoint_dir/step-N, from which resume goes on, and remove older ones."""
-        checkpointing.save(self)
+        """Write checkpoint_dir/step-N, from which resume goes on, and remove older ones.
+
+        Without a checkpoint_dir there is nothing to do.
+        """
+        if self.config.checkpoint_dir:
+            checkpointing.save(self)
 
     def resume(self):
         """Go on from the newest checkpoint in checkpoint_dir; False if there is none."""

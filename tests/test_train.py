@@ -331,8 +331,8 @@ def shelf(tmp_path, monkeypatch):
     with Hub({"texts": files}) as hub:
         place = f"{hub.url}/texts/resolve/main/"
         served = {
-            "shakespeare": [(place + "input.txt", len(plain), hashlib.sha256(plain).hexdigest())],
-            "austen": [(place + "pg158.txt", len("EMMA\n\n" + "handsome\n" * 99), None)],
+            "shakespeare": {place + "input.txt": hashlib.sha256(plain).hexdigest()},
+            "austen": {place + "pg158.txt": None},
         }
         monkeypatch.setattr(corpora, "CORPORA", served)
         yield hub, tmp_path / "cache" / "mingpt"

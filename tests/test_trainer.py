@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mingpt.model import GPT, GPTConfig
-from mingpt.trainer import StepSampler, Trainer
+from mingpt.trainer import Trainer, draw_batches
 
 
 class Counting(torch.utils.data.Dataset):
@@ -127,9 +127,9 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
 def test_a_batch_depends_on_the_seed_and_its_number_alone():
     from itertools import islice
 
-    whole = list(islice(StepSampler(100, 4, seed=1), 6))
-    assert list(islice(StepSampler(100, 4, seed=1, start=3), 3)) == whole[3:]
-    assert whole != list(islice(StepSampler(100, 4, seed=2), 6))
+    whole = list(islice(draw_batches(100, 4, seed=1), 6))
+    assert list(islice(draw_batches(100, 4, seed=1, start=3), 3)) == whole[3:]
+    assert whole != list(islice(draw_batches(100, 4, seed=2), 6))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

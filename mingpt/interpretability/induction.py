@@ -166,34 +166,37 @@ def study_induction(model, prompts, kinds=KINDS):
 
 def _ablate_heads(model, prompts, study, z, kind):
     """The HeadAblations for which z (L,H,D) takes the place of each head's own z."""
-    shape = study.attention_difference.shape
-    changes = HeadAblations(*(torch.empty(shape) for _ in range(4)))
+    L = model.config.n_layer
+    H = model.config.n_head
     mean, error = mean_error(study.in_context)
     # A share of something that may be 0 says nothing.
     whole = mean if mean < -STANDARD_ERRORS * error else torch.nan
-    heads = list(product(range(shape[1]), range(shape[2])))
+    changes = []
+    heads = list(product(range(L), range(H)))
     for l, h in tqdm(heads, desc=f"ablating, {kind}", unit="head", disable=None):
-        ablated = _measure(model, prompts, (l, h), [Patch(l, None, z[l, h], "z", h)])
-        lost = study.in_context - ablated.in_context
-        changes.change_of_delta[:, l, h] = ablated.delta - study.delta
-        changes.in_context_share_lost[:, l, h] = lost / whole
-        changes.change_of_loss_repeats[:, l, h] = ablated.loss_repeats - study.loss_repeats
-        changes.change_of_loss_controls[:, l, h] = ablated.loss_controls - study.loss_controls
-    return changes
+        ablated = _measure(model, prompts, [Patch(l, None, z[l, h], "z", h)])
+        # In the order of HeadAblations, (B,) each.
+        change = (
+            ablated.delta - study.delta,
+            (study.in_context - ablated.in_context) / whole,
+            ablated.loss_repeats - study.loss_repeats,
+            ablated.loss_controls - study.loss_controls,
+        )
+        changes.append(torch.stack(change))
+    return HeadAblations(*torch.stack(changes, 2).unflatten(2, (L, H)))  # (4,B,LH) -> 4 x (B,L,H)
 
 
 def _mean_z(model, ids):
     """(L,H,D): every head's mean z over these ids (B,T)."""
     total = 0
     for chunk in ids.split(max(1, 2000 // ids.size(1))):
-        recorded = runs.record(model, chunk, ["z"])["z"]
-        z = torch.stack(list(recorded.values()))  # (L,b,H,T,D)
-        total = total + z.sum((1, 3))  # (L,H,D)
+        z = torch.stack(list(runs.record(model, chunk, ["z"])["z"].values()))  # (L,b,H,T,D)
+        total += z.sum((1, 3))  # (L,H,D)
     return total / ids.numel()
 
 
-def _measure(model, prompts, ablated_head=None, patches=()):
-    """The InductionStudy of one run, without ablations; delta leaves the ablated head out."""
+def _measure(model, prompts, patches=()):
+    """The InductionStudy of one run, without ablations; delta leaves patched heads out."""
     T = prompts.size(2)
     n = T // 4
     # Some 2,000 tokens at a time: logits and patterns are large.
@@ -203,15 +206,14 @@ def _measure(model, prompts, ablated_head=None, patches=()):
     difference = attention[0] - attention[1]  # (B,L,H)
 
     others = difference.clone()
-    if ablated_head:
-        layer, head = ablated_head
-        others[:, layer, head] = -torch.inf
+    for patch in patches:
+        others[:, patch.layer, patch.head] = -torch.inf
     largest = others.mean(0).argmax()
 
     # The loss on token t + 1 stands at t: from n on it is without the first token of piece 2.
     later = losses[:, :, n:].mean(-1)  # (r,B)
     has_texts = len(losses) == 3
-    unbroken = losses[2] if has_texts else losses[0]
+    unbroken = losses[2 if has_texts else 0]
     tenth = max(1, T // 10)
     late = unbroken[:, -tenth:].mean(1)
     early = unbroken[:, tenth : 2 * tenth].mean(1)
@@ -235,11 +237,9 @@ def _run_chunk(model, prompts, patches):
     stream = runs.run(model, ids, patches, stored)
     logits = model.lm_head(model.transformer.ln_f(stream))[:, :-1].float()  # (rb,T-1,V)
     losses = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
-    stripes = []
-    for pattern in stored["pattern"].values():  # (rb,H,T,T)
-        # Entry i of this diagonal is query n - 1 + i and key i; query n - 1 is still in the base.
-        stripe = pattern.diagonal(1 - n, -2, -1)[..., 1:]
-        stripes.append(stripe.mean(-1))  # (rb,H)
+    # Entry i of this diagonal is query n - 1 + i and key i; query n - 1 is still in the base.
+    patterns = stored["pattern"].values()  # L x (rb,H,T,T)
+    stripes = [pattern.diagonal(1 - n, -2, -1)[..., 1:].mean(-1) for pattern in patterns]
     attention = torch.stack(stripes, 1).float()  # L x (rb,H) -> (rb,L,H)
     pairs = prompts.shape[:2]
     return attention.unflatten(0, pairs).cpu(), losses.unflatten(0, pairs).cpu()
