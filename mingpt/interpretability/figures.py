@@ -20,7 +20,7 @@ MAX_INCHES = 60  # of a side: a larger picture is a file that nobody can open
 
 
 def check_output(path, suffixes=SUFFIXES):
-    """ValueError unless a picture (or a page) can be written to path."""
+    """ValueError unless a picture (or a page) can be written to path, and its table beside it."""
     path = Path(path)
     if path.suffix not in suffixes:
         raise ValueError(
@@ -30,8 +30,9 @@ def check_output(path, suffixes=SUFFIXES):
         raise ValueError(
             f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first"
         )
-    if path.is_dir():
-        raise ValueError(f"cannot write {str(path)!r}: it is a folder")
+    for file in (path, path.with_suffix(".csv")):
+        if file.is_dir():
+            raise ValueError(f"cannot write {str(file)!r}: it is a folder")
     # Asked by doing it: permissions do not tell of read-only disks and of folders such as /proc.
     probe = path.with_name(f".{path.name}.probe")
     try:
