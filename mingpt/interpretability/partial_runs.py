@@ -205,21 +205,20 @@ def patch_site(model, base, new, site, positions, each_position=True):
     def inject(start, positions):
         layer = start - above
 
-        def replace(first, columns=slice(None)):  # (B,R,T-first,C)
-            return patched_stream(model, base, layer, site, new[layer], first, columns)
+        def replace(rows, columns=slice(None)):  # (B,R,rows,C)
+            return patched_stream(model, base, layer, site, new[layer], rows, columns)
 
         if not each_position:
-            return {position: replace(position) for position in positions}
+            return {position: replace(slice(position, None)) for position in positions}
         if site in ("k", "v"):  # every later token reads them
-            return {position: replace(position, [position]) for position in positions}
+            return {p: replace(slice(p, None), [p]) for p in positions}
         # Every other site changes its own position alone: one go serves all positions.
-        first = positions[0]
-        changed = replace(first)
+        changed = replace(positions)
         unpatched = stream_at(base, start)[:, None]  # (B,1,T,C)
         unpatched = unpatched.expand(-1, R, -1, -1)
         tails = {}
-        for position in positions:
-            own = changed[:, :, [position - first]]  # (B,R,1,C)
+        for i, position in enumerate(positions):
+            own = changed[:, :, [i]]  # (B,R,1,C)
             rest = unpatched[:, :, position + 1 :]
             tails[position] = torch.cat((own, rest), 2)
         return tails
@@ -227,18 +226,19 @@ def patch_site(model, base, new, site, positions, each_position=True):
     return PatchedRuns(starts, positions, R, inject)
 
 
-def patched_stream(model, base, layer, site, new, first=0, columns=slice(None)):
-    """(B,R,T-first,C): the residual stream from `first` on after a block with the site replaced.
+def patched_stream(model, base, layer, site, new, rows=slice(None), columns=slice(None)):
+    """(B,R,rows,C): the residual stream after a block with the site replaced, at some positions.
 
-    new: the site's tensor over all positions, of which the positions `columns` are put in.
+    new: the site's tensor over all positions, of which the positions `columns` are put in. rows:
+    the positions whose stream is asked for.
     At the sites with heads there is a run for each head, in which it alone is replaced: R = H; else
     R = 1. At resid_pre it is the stream before the block that comes back.
     """
     if site in ("resid_pre", "resid_post"):
-        return new[:, None, first:]
+        return new[:, None, rows]
     block = model.transformer.h[layer]
     before = base["resid_pre"][layer]  # (B,T,C)
-    seen = {}
+    seen = {"z": new}  # where the site is z itself, it is known
 
     def tap(name, x):
         if name == site:
@@ -248,13 +248,14 @@ def patched_stream(model, base, layer, site, new, first=0, columns=slice(None)):
         return x
 
     if site not in SITES_WITH_HEADS:
-        return block(before, tap)[:, None, first:]
+        return block(before, tap)[:, None, rows]
     # Heads do not read each other: one attention with all of them replaced gives what each alone
     # would write.
-    block.attn(block.ln_1(before), tap)
+    if site != "z":
+        block.attn(block.ln_1(before), tap)
     change = seen["z"] - base["z"][layer]  # (B,H,T,D)
     weight = block.attn.c_proj.weight.unflatten(1, (block.attn.n_head, -1))  # (C,C) -> (C,H,D)
-    written = torch.einsum("bhnd,chd->bhnc", change[:, :, first:], weight)
-    mid = base["resid_mid"][layer][:, None, first:]
+    written = torch.einsum("bhnd,chd->bhnc", change[:, :, rows], weight)
+    mid = base["resid_mid"][layer][:, None, rows]
     mid = mid + written  # (B,1,n,C) + (B,H,n,C)
     return mid + block.mlp(block.ln_2(mid))
