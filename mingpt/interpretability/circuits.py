@@ -33,20 +33,20 @@ class Edge(NamedTuple):
 
     sender: str  # embed, 3.5 or mlp 3
     reader: str  # 3.5.q (or .k or .v), mlp 3 or logits
-    score: float  # in logits; positive = it supports the right answer
+    score: float  # in logits; positive = it supports the clean answer
 
 
 def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     """The Circuit of the edges that matter enough: `threshold` times the effect of all together.
 
     task: "induction", "name_recall", "ioi" or "greater_than" (100 pairs, seed 0), or pairs (clean,
-    corrupted, right answer, wrong answer): texts or ids of equal token lengths, and for each answer
-    a token or a list of tokens.
+    corrupted, clean answer, corrupted answer): texts or ids of equal token lengths, and for each
+    answer a token or a list of tokens.
     method: "path_patching" goes by the exact score of every edge, "eap" and "eap-ig" by estimates;
     with n_edges so many of the largest are taken instead. "acdc" goes from the logits down and
     takes each edge out for good if the metric falls by less without it. Edges on no path from the
     embedding to the logits are left out.
-    ValueError, with the number, if the model prefers the wrong answer on most pairs.
+    ValueError, with the number, if the model prefers the corrupted answer on most pairs.
     Cost: as edge_attribution; acdc, 2 passes and the layers above for every edge. The base runs of
     all pairs are held together: see record_base_runs for the memory.
     """

@@ -29,7 +29,7 @@ def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=40
     """Score of every edge, (R,S) as in `layout`, in logits, averaged over the pairs; else 0.
 
     The score is the drop of the metric when this one edge gets its corrupted value in the clean
-    run; positive = it supports the right answer. task: as in find_circuit.
+    run; positive = it supports the clean answer. task: as in find_circuit.
     method "exact": each edge patched. "eap": to first order, (clean - corrupted output) times the
     gradient at the reader in the clean run. "eap-ig-inputs": the gradient averaged over runs whose
     embeddings lie k/steps of the way from corrupted to clean, k = 1 ... steps.

@@ -30,9 +30,9 @@ def load_task(model, task, count=100, seed=0):
     """The Batches of a task, a list; each has pairs of one length.
 
     task: the name of a built-in task, of which `count` pairs are drawn; or a list of pairs (clean,
-    corrupted, right answer, wrong answer), whose texts are texts or ids (1,T), and each answer a
-    token or a list of tokens; or a list of Batches, which comes back as it is. ValueError if a pair
-    cannot be compared token by token.
+    corrupted, clean answer, corrupted answer), whose texts are texts or ids (1,T), and each answer
+    a token or a list of tokens; or a list of Batches, which comes back as it is. ValueError if a
+    pair cannot be compared token by token.
     """
     if isinstance(task, str):
         pairs = _draw_pairs(model, task, count, seed)
