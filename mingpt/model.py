@@ -61,8 +61,8 @@ class CausalSelfAttention(nn.Module):
         return tap("attn_out", self.resid_dropout(self.c_proj(z)))  # (B,T,C)
 
     def split_heads(self, x):
-        """(B,T,C) -> (B,H,T,D)."""
-        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+        """(...,T,C) -> (...,H,T,D)."""
+        return x.unflatten(-1, (self.n_head, -1)).transpose(-3, -2)
 
     def fused_attention(self, q, k, v):
         """z (B,H,T,D) without the pattern as a tensor of its own: faster, for training alone."""

@@ -106,12 +106,13 @@ def _corrupt_reads(base, layer, role, changes):
         mid = base.clean["resid_mid"][layer]
         streams = mid + block.mlp(block.ln_2(mid - changes))  # (s,B,T,C)
         return streams.transpose(0, 1)
-    H = base.graph.n_head
     # Heads do not read each other: one go serves all of a layer, for each sender.
     read = base.clean["resid_pre"][layer] - changes
-    qkv = block.attn.c_attn(block.ln_1(read))  # (s,B,T,3C)
-    part = qkv.chunk(3, -1)["qkv".index(role)]
-    new = part.unflatten(-1, (H, -1)).transpose(2, 3)  # (s,B,T,C) -> (s,B,H,T,D)
+    third = "qkv".index(role)  # of c_attn, which makes queries, keys and values
+    weight = block.attn.c_attn.weight.chunk(3)[third]  # (3C,C) -> (C,C)
+    bias = block.attn.c_attn.bias.chunk(3)[third]
+    part = F.linear(block.ln_1(read), weight, bias)
+    new = block.attn.split_heads(part)  # (s,B,T,C) -> (s,B,H,T,D)
     streams = []
     for of_sender in new:
         # For each head a stream in which that head alone has its new input: (B,H,T,C).

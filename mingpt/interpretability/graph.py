@@ -106,15 +106,9 @@ def record_base_runs(model, batch):
 
     changes = [change("resid_pre", 0)[None]]
     for layer, block in enumerate(model.transformer.h):
-        heads = written_by_heads(block.attn, change("z", layer))
+        heads = partial_runs.written_by_heads(block.attn, change("z", layer))
         changes += [heads, change("mlp_out", layer)[None]]
     return BaseRuns(model, layout(model), batch, clean, corrupted, torch.cat(changes))
-
-
-def written_by_heads(attn, z):
-    """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
-    weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,C) -> (C,H,D)
-    return torch.einsum("bhtd,chd->hbtc", z, weight)
 
 
 @torch.no_grad()
@@ -145,7 +139,7 @@ def run_circuit(base, mask, start=0):
         if edges.any():
             streams = corrupted["resid_pre"][layer] + _sum_along(edges, change[:heads])
             z = _attend(block, streams)
-            change[heads:mlp] = written_by_heads(block.attn, z - corrupted["z"][layer])
+            change[heads:mlp] = partial_runs.written_by_heads(block.attn, z - corrupted["z"][layer])
         edges = mask[last, :mlp]  # to the MLP
         if edges.any():
             stream = corrupted["resid_mid"][layer] + _sum_along(edges, change[:mlp])

@@ -254,8 +254,13 @@ def patched_stream(model, base, layer, site, new, rows=slice(None), columns=slic
     if site != "z":
         block.attn(block.ln_1(before), tap)
     change = seen["z"] - base["z"][layer]  # (B,H,T,D)
-    weight = block.attn.c_proj.weight.unflatten(1, (block.attn.n_head, -1))  # (C,C) -> (C,H,D)
-    written = torch.einsum("bhnd,chd->bhnc", change[:, :, rows], weight)
+    written = written_by_heads(block.attn, change[:, :, rows])  # (H,B,n,C)
     mid = base["resid_mid"][layer][:, None, rows]
-    mid = mid + written  # (B,1,n,C) + (B,H,n,C)
+    mid = mid + written.transpose(0, 1)  # (B,1,n,C) + (B,H,n,C)
     return mid + block.mlp(block.ln_2(mid))
+
+
+def written_by_heads(attn, z):
+    """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
+    weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,C) -> (C,H,D)
+    return torch.einsum("bhtd,chd->hbtc", z, weight)

@@ -63,10 +63,9 @@ def next_token_loss(model, streams, ids):
 
 
 def published_logit_diff(logits, clean_answer, corrupted_answer):
-    """logit(corrupted answer) - logit(clean answer) of last-token logits (...,V): (...,1), in
-    logits.
+    """logit(corrupted answer) - logit(clean answer) of last-token logits (...,V): (...,1).
 
-    clean_answer, corrupted_answer: ids (1,). The published sign: positive = the corrupted answer is
-    ahead.
+    In logits. clean_answer, corrupted_answer: ids (1,). The published sign: positive = the
+    corrupted answer is ahead.
     """
     return logits[..., corrupted_answer] - logits[..., clean_answer]

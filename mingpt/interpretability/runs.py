@@ -22,11 +22,11 @@ def check_model(model):
 
 
 def run(model, ids, patches=(), stored=None):
-    """The residual stream after the last block, (B,T,C), of ids (B,T). Cost: 1 pass, without the
-    output matrix.
+    """The residual stream after the last block, (B,T,C), of ids (B,T).
 
-    patches: a list of Patch. stored: {site: {}}, which the run fills. ValueError in training mode,
-    and where the result is not finite. The model itself keeps nothing of the run.
+    patches: a list of Patch. stored: {site: {}}, which the run fills. The model itself keeps
+    nothing of the run. ValueError in training mode, and where the result is not finite. Cost: 1
+    pass, without the output matrix.
     """
     check_model(model)
     x = model.stream(ids, patches, stored)

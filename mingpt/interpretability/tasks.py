@@ -1,9 +1,9 @@
-"""Which pairs of texts ask the model to do something? The built-in tasks, and the user's own pairs,
-as batches.
+"""Which pairs of texts ask the model to do something?
 
-The clean text of a pair asks for one answer, the clean answer; the corrupted text, which has as
-many tokens, asks for another one, or leaves it open. What a task is done by is found only as far as
-its two texts differ.
+They are built-in tasks or the user's own pairs, and come as batches of one length. The clean text
+of a pair asks for one answer, the clean answer; the corrupted text, which has as many tokens, asks
+for another one, or leaves it open. What a task is done by is found only as far as its two texts
+differ.
 """
 
 import random
@@ -132,8 +132,9 @@ def _ioi(model, rng):
 
 
 def _greater_than(model, rng):
-    """Which years may follow (Hanna et al. 2023, arXiv 2305.00586); corrupted, the year is 01 and
-    all may.
+    """Which years may follow? In the corrupted text the year is 01, and all may.
+
+    Source: Hanna et al. 2023, arXiv 2305.00586.
     """
     event = rng.choice(["war", "project", "trial", "siege"])
     century = rng.randint(11, 17)
