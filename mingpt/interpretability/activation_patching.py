@@ -14,9 +14,9 @@ from tqdm import tqdm
 from mingpt.common import CheckFailed, check_finite
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401
-from mingpt.interpretability.edges import path_patching  # noqa: F401, found here too
 from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, token_texts
 from mingpt.interpretability.patching_result import PatchingResult
+from mingpt.interpretability.path_patching import path_patching  # noqa: F401, found here too
 from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
 from mingpt.sites import SITES_WITH_HEADS, Patch, as_store, check_site
 
