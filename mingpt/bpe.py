@@ -6,6 +6,7 @@ tokens, so any text can be written and nothing is unknown.
 Sources: Sennrich et al. 2016 (arXiv 1508.07909), sec. 3.2; Radford et al. 2019 (GPT-2), sec. 2.2.
 """
 
+import codecs
 import json
 from heapq import heappop, heappush
 from operator import index
@@ -271,8 +272,16 @@ class BPETokenizer:
         return self.encoder.decode(ids)
 
     def tokens(self, ids):
-        """Each id's text by itself, for display; a part of a character shows '\ufffd'."""
-        return [token.decode("utf-8", errors="replace") for token in self.encoder.bytes_of(ids)]
+        """Each id's text by itself, for display; a part of a character as its bytes: '<0xe29c>'."""
+        return [token.decode("utf-8", errors="show bytes") for token in self.encoder.bytes_of(ids)]
+
+
+def _show_bytes(error):
+    """(text, where to go on): what stands for bytes that are no character, in hexadecimal."""
+    return f"<0x{error.object[error.start : error.end].hex()}>", error.end
+
+
+codecs.register_error("show bytes", _show_bytes)
 
 
 def read_encoder(merges_path, vocab_path=None):
