@@ -48,6 +48,10 @@ def bytes_to_unicode():
 
 SYMBOLS = bytes_to_unicode()  # byte -> symbol
 BYTES = {symbol: byte for byte, symbol in SYMBOLS.items()}
+# For display: bytes that are no character as <0xe29c>, and where to go on.
+codecs.register_error(
+    "show bytes", lambda bad: (f"<0x{bad.object[bad.start : bad.end].hex()}>", bad.end)
+)
 
 
 def token_bytes(token):
@@ -274,14 +278,6 @@ class BPETokenizer:
     def tokens(self, ids):
         """Each id's text by itself, for display; a part of a character as its bytes: '<0xe29c>'."""
         return [token.decode("utf-8", errors="show bytes") for token in self.encoder.bytes_of(ids)]
-
-
-def _show_bytes(error):
-    """(text, where to go on): what stands for bytes that are no character, in hexadecimal."""
-    return f"<0x{error.object[error.start : error.end].hex()}>", error.end
-
-
-codecs.register_error("show bytes", _show_bytes)
 
 
 def read_encoder(merges_path, vocab_path=None):

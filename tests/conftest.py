@@ -30,3 +30,15 @@ def browser(tmp_path_factory):
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield started
     started.quit()
+
+
+@pytest.fixture
+def set_window(browser):
+    """set_window(width, height) gives the page such a screen, until the test ends."""
+
+    def set_size(width, height):
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+
+    yield set_size
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

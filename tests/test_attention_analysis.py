@@ -40,11 +40,11 @@ def make_model(**options):
     return model
 
 
-def text_model(block_size=64):
+def text_model(block_size=64, n_head=3):
     tokenizer = BPETokenizer(Encoder([]))  # every byte a token
     torch.manual_seed(0)
     config = GPTConfig(
-        n_layer=2, n_head=3, n_embd=12, vocab_size=tokenizer.n_vocab, block_size=block_size
+        n_layer=2, n_head=n_head, n_embd=12, vocab_size=tokenizer.n_vocab, block_size=block_size
     )
     model = GPT(config).eval()
     for parameter in model.parameters():
@@ -425,6 +425,8 @@ def test_bad_input_is_a_clear_error(tmp_path):
     big = text_model(block_size=2000)
     with pytest.raises(ValueError, match="24,000,000 weights are too many"):
         plot_all_heads(big, "x" * 2000, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="25,000,000 weights are too many to show; give fewer"):
+        plot_attention_head(text_model(5000), "x" * 5000, 1, 2, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
 
@@ -436,15 +438,16 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
     model = text_model()
     monkeypatch.setattr(BPETokenizer, "tokens", lambda tokenizer, ids: [HOSTILE, *HOSTILE[1:]])
     weights = extract_attention(model, HOSTILE)
-    assert plot_attention_head(model, HOSTILE, 1, 2, tmp_path / "page.html") is None
-    browser.get((tmp_path / "page.html").as_uri())
+    page = plot_all_heads(model, HOSTILE, tmp_path / "page.html")
+    assert page.path == tmp_path / "page.html"
+    browser.get(page.path.as_uri())
 
     def find(selector):
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
     def shown():
         """What the chips say: a weight each, of the chosen token to earlier or from later ones."""
-        return [chip.find_element(By.TAG_NAME, "small").text for chip in find("#tokens button")]
+        return [chip.find_element(By.TAG_NAME, "small").text for chip in find(".tokens button")]
 
     def expected(layer, head, token):
         pattern = weights[layer, head]
@@ -459,31 +462,114 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
             abs(float(a or 0) - float(b or 0)) < 0.0011 for a, b in zip(found, wanted)
         )
 
-    assert find("#text")[0].text == HOSTILE and not find("img") and browser.title == "Attention"
-    assert find("#tokens button")[0].text.startswith(f"0 {HOSTILE}")
-    assert find("#name")[0].text == "Head 1.2" and len(find("#heads button")) == 6
-    assert about(shown(), expected(1, 2, len(HOSTILE) - 1))
+    assert find(".text")[0].text == HOSTILE and not find("img") and browser.title == "Attention"
+    assert find(".tokens button")[0].text.startswith(f"0 {HOSTILE.replace(' ', '␣')}")
+    assert find(".name")[0].text == "Head 0.0" and len(find(".heads button")) == 6
+    assert about(shown(), expected(0, 0, len(HOSTILE) - 1))
 
-    ActionChains(browser).move_to_element(find("#tokens button")[4]).perform()
-    assert about(shown(), expected(1, 2, 4)) and "4 r attends to" in find("#lists")[0].text
-    first = find("#to li")[0].text.split()
+    find(".heads button")[5].click()
+    assert find(".name")[0].text == "Head 1.2"
+    ActionChains(browser).move_to_element(find(".tokens button")[4]).perform()
+    assert about(shown(), expected(1, 2, 4)) and "4 r attends to" in find(".lists")[0].text
+    first = find(".to-list li")[0].text.split()
     assert float(first[0]) == pytest.approx(weights[1, 2, 4].max().item(), abs=0.0011)
 
-    find("#heads button")[1].click()
-    assert find("#name")[0].text == "Head 0.1" and about(shown(), expected(0, 1, 4))
+    find(".heads button")[1].click()
+    assert find(".name")[0].text == "Head 0.1" and about(shown(), expected(0, 1, 4))
 
-    find("#heads button")[1].send_keys(Keys.ARROW_DOWN)  # the same head of the next layer
-    assert find("#name")[0].text == "Head 1.1"
+    find(".heads button")[1].send_keys(Keys.ARROW_DOWN)  # the same head of the next layer
+    assert find(".name")[0].text == "Head 1.1"
     browser.switch_to.active_element.send_keys(
         Keys.TAB
     )  # from the heads to the tokens, at the chosen one
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert about(shown(), expected(1, 1, 5))
     assert (
-        len(find("#tokens button[aria-checked=true]"))
-        == len(find("#tokens button[tabindex='0']"))
+        len(find(".tokens button[aria-current=true]"))
+        == len(find(".tokens button[tabindex='0']"))
         == 1
     )
     assert [
         entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]
     ] == []
+
+
+def test_the_page_of_one_head_holds_that_head_alone(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+
+    model, text = text_model(block_size=2000), "ab" * 400
+    page = plot_attention_head(model, text, 1, 2, tmp_path / "page.html")
+    T = len(text)
+    # Two bytes for each of its weights, a third more in base64; the rest is the text and the page.
+    assert page.path.stat().st_size < 4 / 3 * T * (T + 1) + 50_000
+    browser.get(page.path.as_uri())
+    assert browser.find_element(By.CLASS_NAME, "name").text == "Head 1.2"
+    assert not browser.find_element(By.CLASS_NAME, "heads").is_displayed()
+    weight = extract_attention(model, text)[1, 2, -1].max().item()
+    shown = browser.find_element(By.CSS_SELECTOR, ".to-list li").text.split()[0]
+    assert float(shown) == pytest.approx(weight, abs=0.0006)
+
+
+def test_a_cell_of_the_map_is_marked_and_read_by_mouse_touch_and_keys(browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.interaction import POINTER_TOUCH
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    model, text = text_model(), "abcd"
+    weights = extract_attention(model, text)[0, 0]
+    browser.get(plot_all_heads(model, text, tmp_path / "page.html").path.as_uri())
+    plot = browser.find_element(By.CLASS_NAME, "plot")
+    side = plot.size["width"] / 4
+
+    def assert_is_at(query, key):
+        """The text names the cell, and the two marks lie on it and on its row."""
+        shown = browser.find_element(By.CLASS_NAME, "cell").text
+        told, weight = shown.split(": ")
+        assert told == f"{query} {text[query]} attends to {key} {text[key]}"
+        assert float(weight) == pytest.approx(weights[query, key].item(), abs=0.0006)
+        row, mark = (plot.find_element(By.CLASS_NAME, name).rect for name in ("row", "key"))
+        assert mark["x"] - plot.rect["x"] == pytest.approx(key * side, abs=2)
+        assert mark["y"] == row["y"]
+        assert row["y"] - plot.rect["y"] == pytest.approx(query * side, abs=2)
+
+    ActionChains(browser).move_to_element_with_offset(plot, -side / 2, side / 2).perform()
+    assert_is_at(2, 1)
+    finger = ActionBuilder(browser, mouse=PointerInput(POINTER_TOUCH, "finger"))
+    place = (round(plot.rect["x"] + side / 2), round(plot.rect["y"] + 1.5 * side))
+    finger.pointer_action.move_to_location(*place).click()
+    finger.perform()
+    assert_is_at(1, 0)
+    plot.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    assert_is_at(3, 1)
+    plot.send_keys(Keys.END)
+    assert_is_at(3, 3)
+    plot.send_keys(Keys.HOME)
+    assert_is_at(3, 0)
+    plot.send_keys(Keys.END, Keys.ARROW_UP)  # no token sees a later one
+    assert_is_at(2, 2)
+    ticks = [tick.text for tick in browser.find_elements(By.CSS_SELECTOR, ".queries span")]
+    assert ticks == ["0 a", "1 b", "2 c", "3 d"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".keys span")) == 4
+
+
+def test_the_map_stays_in_view_while_the_heads_are_gone_through(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    torch.manual_seed(0)
+    config = GPTConfig(n_layer=24, n_head=2, n_embd=4, vocab_size=V, block_size=8)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    browser.get(plot_all_heads(GPT(config).eval(), ids, tmp_path / "page.html").path.as_uri())
+    button = browser.find_element(By.CSS_SELECTOR, ".heads button")
+    for _ in range(23):
+        button.send_keys(Keys.ARROW_DOWN)
+        button = browser.switch_to.active_element
+    assert browser.find_element(By.CLASS_NAME, "name").text == "Head 23.0"
+    top, bottom, height = browser.execute_script(
+        "const box = document.querySelector('.plot').getBoundingClientRect();"
+        "return [box.top, box.bottom, innerHeight]"
+    )
+    assert 0 <= top < bottom <= height

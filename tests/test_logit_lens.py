@@ -412,12 +412,12 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
 
     text = "</script><img src=x onerror=document.title='bad'>\n"
     found = analyze(text_model(), text)
-    assert plot_evolution(found, tmp_path / "lens.html", "entropy") is None
-    browser.get((tmp_path / "lens.html").as_uri())
+    page = plot_evolution(found, tmp_path / "lens.html", "entropy")
+    browser.get(page.path.as_uri())
 
     def panel():
-        lines = browser.find_elements(By.CSS_SELECTOR, "#top li")
-        return browser.find_element(By.ID, "where").text, [
+        lines = browser.find_elements(By.CSS_SELECTOR, ".panel li")
+        return browser.find_element(By.CLASS_NAME, "where").text, [
             line.text.split("\n")[-1] for line in lines
         ]
 
@@ -434,10 +434,34 @@ def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp
     ActionChains(browser).send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT).perform()
     where, shares = panel()
     assert where.startswith("Layer 1, position 3") and shares == expected(1, 3)
+    ActionChains(browser).send_keys(Keys.END).perform()
+    assert panel()[0].startswith(f"Layer 1, position {len(text) - 1}")
+    ActionChains(browser).send_keys(Keys.HOME).perform()
+    assert panel()[0].startswith("Layer 1, position 0")
     old = cells[0].value_of_css_property("background-color")
     browser.find_element(By.CSS_SELECTOR, "option[value=probability]").click()
     assert cells[0].value_of_css_property("background-color") != old
     assert browser.title == "Logit lens" and browser.get_log("browser") == []
+    assert browser.find_element(By.CLASS_NAME, "text").text == text.strip()
+
+
+def test_a_long_text_opens_at_the_chosen_cell_and_says_that_there_is_more(
+    browser, tmp_path, set_window
+):
+    found = analyze(text_model(block_size=80), "0123456789" * 8)
+    page = found.plot(tmp_path / "lens.html")
+    for size in ((1280, 720), (360, 640)):
+        set_window(*size)
+        browser.get(page.path.as_uri())
+        inside = browser.execute_script(
+            "const cell = document.querySelector('td[aria-current]').getBoundingClientRect();"
+            "const grid = document.querySelector('.grid').getBoundingClientRect();"
+            "return grid.left <= cell.left && cell.right <= grid.right && grid.top <= cell.top"
+            " && cell.bottom <= grid.bottom && grid.bottom <= innerHeight"
+        )
+        assert inside
+        hint = browser.find_element("class name", "hint")
+        assert hint.text == "← Scroll sideways: there are 80 tokens"
 
 
 def test_the_parts_of_a_logit_are_drawn_with_every_head_and_mlp(tmp_path):

@@ -14,6 +14,8 @@ from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import neuron_analysis
 from mingpt.interpretability.activation_patching import ablate_component
 from mingpt.interpretability.neuron_analysis import (
+    Example,
+    TopExamples,
     activation_stats,
     important_neurons,
     neuron_logit_weights,
@@ -442,21 +444,22 @@ def test_the_page_shows_the_tokens_and_answers_mouse_and_keys(browser, tmp_path)
     model = with_tokenizer(make_model(vocab_size=257, block_size=40))
     texts = ["</script><img src=x onerror=alert(1)>", "a\nb\t&amp; 'é'", "one"]
     result = top_activating_examples(model, 1, [2, 9], texts, k=3, around=99)
-    result.plot(tmp_path / "page.html")
+    assert result.plot(tmp_path / "page.html").path == tmp_path / "page.html"
     browser.get((tmp_path / "page.html").as_uri())
 
     def tokens(row):
         return browser.find_elements(
-            "css selector", f"#examples li:nth-child({row + 1}) .tokens span"
+            "css selector", f".examples li:nth-child({row + 1}) .tokens span"
         )
 
     def readout():
-        return browser.find_element("id", "readout").text
+        return browser.find_element("class name", "readout").text
 
     most = max(abs(value) for example in result[1, 2] for value in example.activations)
     for row, example in enumerate(result[1, 2]):
         shown = [span.get_property("textContent") for span in tokens(row)]
-        assert shown == [t.replace("\n", "\\n").replace("\t", "\\t") for t in example.tokens]
+        written = {"\n": "\\n", "\t": "\\t", " ": "␣"}
+        assert shown == [written.get(t, t) for t in example.tokens]
         for span, value in zip(tokens(row), example.activations):
             end, share = ((230, 159, 0) if value > 0 else (86, 180, 233)), abs(value) / most
             colour = [
@@ -469,13 +472,54 @@ def test_the_page_shows_the_tokens_and_answers_mouse_and_keys(browser, tmp_path)
     first = result[1, 2][0]
     ActionChains(browser).move_to_element(tokens(0)[1]).perform()
     assert readout().endswith(f"{first.activations[1]:.4f}")
-    browser.execute_script("document.getElementById('neuron').focus()")
+    browser.execute_script("document.querySelector('select').focus()")
     ActionChains(browser).send_keys(Keys.TAB).perform()
     assert readout().endswith(f"{first.activation:.4f}")
     ActionChains(browser).send_keys(Keys.HOME, Keys.ARROW_DOWN).perform()
     below = result[1, 2][1]
-    assert readout().endswith(f"{below.activations[min(first.peak, len(below.tokens) - 1)]:.4f}")
+    assert readout().endswith(f"{below.activations[0]:.4f}")
+    ActionChains(browser).send_keys(Keys.END).perform()
+    assert readout().endswith(f"{below.activations[-1]:.4f}")
     ActionChains(browser).send_keys(Keys.ARROW_UP, Keys.ARROW_LEFT).perform()
-    Select(browser.find_element("id", "neuron")).select_by_visible_text("1.9")
+    Select(browser.find_element("tag name", "select")).select_by_visible_text("1.9")
     assert f"{result[1, 9][0].activation:.3f}" in browser.find_element("class name", "where").text
+    assert not browser.get_log("browser")
+
+
+def test_a_window_that_is_cut_ends_in_an_ellipsis(browser, tmp_path):
+    model = with_tokenizer(make_model(vocab_size=257, block_size=8))
+    texts = ["abcdefghijk", "abc"]  # the first is two windows
+    result = top_activating_examples(model, 1, 2, texts, k=3, around=1)
+    browser.get(result.plot(tmp_path / "page.html").path.as_uri())
+    lines = browser.find_elements("class name", "tokens")
+    assert len(lines) == 3
+    for line, example in zip(lines, result[1, 2]):
+        text = texts[example.text]
+        shown = "".join(example.tokens)
+        start = example.position - example.peak
+        before = "… " if start else ""
+        after = " …" if start + len(shown) < len(text) else ""
+        assert line.text == f"{before}{shown}{after}"
+    assert {line.text.count("…") for line in lines} >= {1}
+
+
+def test_the_scale_goes_from_the_smallest_to_the_largest_and_no_further(browser, tmp_path):
+    result = top_activating_examples(make_model(), 1, 2, make_texts())
+    values = [value for example in result[1, 2] for value in example.activations]
+    browser.get(result.plot(tmp_path / "page.html").path.as_uri())
+    low, high = (float(browser.find_element("class name", end).text) for end in ("low", "high"))
+    assert low == pytest.approx(min(0, *values), abs=0.006)
+    assert high == pytest.approx(max(0, *values), abs=0.006)
+    assert low >= -0.17  # GELU's smallest value
+
+
+def test_a_page_of_very_many_tokens_is_shown(browser, tmp_path):
+    # More than a browser takes as the arguments of one call.
+    tokens = ["a"] * 130_000
+    example = Example(0.5, 0, 3, 3, tokens, [0.5] * len(tokens), before=False, after=False)
+    page = TopExamples("a model", {(0, 0): [example]}).plot(tmp_path / "page.html")
+    browser.get(page.path.as_uri())
+    assert browser.find_element("class name", "readout").text == '"a" at 3: 0.5000'
+    count = "return document.querySelectorAll('.tokens span').length"
+    assert browser.execute_script(count) == len(tokens)
     assert not browser.get_log("browser")

@@ -8,13 +8,15 @@ Sources: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits),
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt.interpretability import figures, readout, runs
-from mingpt.interpretability.inputs import encode, encode_one, token_texts
+from mingpt.interpretability import figures, readout, runs, web_pages
+from mingpt.interpretability.inputs import encode, encode_one, text_of, token_texts
+from mingpt.interpretability.reports import name_model
 
 KINDS = (
     "previous_token duplicate_token induction first_token current_token positional delimiter"
@@ -45,10 +47,7 @@ def extract_attention(model, text):
 
 
 def plot_attention_head(model, text, layer, head, save_path=None):
-    """plot_all_heads of one head alone: rows are queries, columns keys.
-
-    On the .html page it is the first that is shown.
-    """
+    """plot_all_heads of one head alone: rows are queries, columns keys."""
     return plot_all_heads(model, text, save_path, (layer, head))
 
 
@@ -56,42 +55,54 @@ def plot_all_heads(model, text, save_path=None, only=None):
     """The matplotlib Figure of every head's pattern, layers down, heads across.
 
     only: (layer, head), to draw that one alone. save_path: .png, .svg, .pdf write the figure; .html
-    instead writes a page to look around in, weights to 0.001, which needs no network, and gives
-    None. ValueError above 20 million weights. Cost: 1 pass.
+    instead writes a page to look around in, weights to 0.001, which needs no network, and gives the
+    Page. ValueError above 20 million weights. Cost: 1 pass.
     """
     if save_path:
         figures.check_output(save_path, (*figures.SUFFIXES, ".html"))
-    layer, head = only or (0, 0)
     ids = encode_one(model, text)
+    _check_heads(model, ids.size(1), only)
     patterns = extract_attention(model, ids).cpu().float()  # (L,H,T,T)
     L, H = patterns.shape[:2]
-    if layer not in range(L) or head not in range(H):
-        raise ValueError(
-            f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
-        )
+    heads = [f"{layer}.{head}" for layer, head in product(range(L), range(H))]
     title = "every head, as layer.head"
-    is_page = str(save_path).endswith(".html")
-    if only and not is_page:
+    if only:
+        layer, head = only
         patterns = patterns[layer, head][None, None]  # (T,T) -> (1,1,T,T)
+        heads = [f"{layer}.{head}"]
         title = f"head {layer}.{head}"
-    count = patterns.numel()
-    if count > MAX_WEIGHTS:
-        raise ValueError(
-            f"{count:,} weights are too many to show; draw one head, or give fewer tokens"
-        )
-    labels = figures.token_labels(token_texts(model, ids[0]))
-    if not is_page:
+    tokens = token_texts(model, ids[0])
+    if not str(save_path).endswith(".html"):
+        labels = figures.token_labels(tokens)
         return figures.shown(figures.draw_patterns(patterns, labels, title), save_path)
 
-    # Weights as whole thousandths, which keeps the page small.
     data = {
-        "text": model.tokenizer.decode(ids[0]) if model.tokenizer else "",
-        "tokens": labels,
-        "layer": layer,
-        "head": head,
-        "weights": (1000 * patterns).round().int(),
+        "model": name_model(model),
+        "text": text_of(model, ids),
+        "tokens": [f"{t} {token}" for t, token in enumerate(web_pages.page_texts(tokens))],
+        "heads": heads,
+        "across": patterns.size(1),
+        "weights": web_pages.pack_patterns(patterns),
     }
-    return figures.save_page("attention", data, save_path)
+    return web_pages.save_page("attention", data, save_path)
+
+
+def _check_heads(model, T, only):
+    """ValueError unless all heads, or the one named by only, can be drawn for T tokens."""
+    L = model.config.n_layer
+    H = model.config.n_head
+    count = L * H * T * T
+    what = "draw one head, or give fewer tokens"
+    if only:
+        layer, head = only
+        if layer not in range(L) or head not in range(H):
+            raise ValueError(
+                f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
+            )
+        count = T * T
+        what = "give fewer tokens"
+    if count > MAX_WEIGHTS:
+        raise ValueError(f"{count:,} weights are too many to show; {what}")
 
 
 @dataclass

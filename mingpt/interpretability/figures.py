@@ -1,10 +1,9 @@
-"""Pictures, pages and tables on disk, each whole or not there at all.
+"""Pictures and tables on disk, each whole or not there at all.
 
 A heatmap is read from top to bottom, as the model runs: layer 0 is the top row.
 """
 
 import csv
-import json
 import sys
 import warnings
 from itertools import product
@@ -213,20 +212,6 @@ def shown(figure, path=None):
         with atomic_write(path) as temporary:
             save_figure(figure, temporary)
     return figure
-
-
-def save_page(name, data, path):
-    """Write one self-contained page: pages/<name>.html with data, as JSON, in the place of DATA.
-
-    Tensors in the data become lists.
-    """
-    check_output(path, (".html",))
-    text = json.dumps(data, allow_nan=False, default=lambda tensor: tensor.tolist())
-    # Escaped, so that no text in the data can end the script element or begin another.
-    text = text.replace("<", r"\u003c")
-    page = Path(__file__).with_name("pages").joinpath(f"{name}.html").read_text(encoding="utf-8")
-    with atomic_write(path) as temporary:
-        temporary.write_text(page.replace('"DATA"', text, 1), encoding="utf-8")
 
 
 def save_figure(figure, path):

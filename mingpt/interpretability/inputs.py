@@ -74,6 +74,11 @@ def token_texts(model, ids):
     return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids]
 
 
+def text_of(model, ids):
+    """The text of ids (1,T); "" without a tokenizer."""
+    return model.tokenizer.decode(ids[0]) if model.tokenizer else ""
+
+
 def encode_pair(model, clean_input, corrupted_input):
     """(clean ids (B,T), corrupted ids (B,T)).
 

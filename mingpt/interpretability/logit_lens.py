@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt.interpretability import figures, readout, runs
-from mingpt.interpretability.inputs import answer_ids, encode, encode_one, token_texts
+from mingpt.interpretability import figures, readout, runs, web_pages
+from mingpt.interpretability.inputs import answer_ids, encode, encode_one, text_of, token_texts
+from mingpt.interpretability.reports import name_model
 from mingpt.sites import RESIDUAL_SITES
 
 QUANTITIES = {
@@ -33,16 +34,12 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
 
     quantity, which colours it: "probability" of the token, "entropy" or "kl". save_path: .png, .svg
     or .pdf write the figure; .html instead writes a page, which shows the k tokens of the cell
-    under the mouse or reached by arrow keys, and gives None.
+    under the mouse or reached by arrow keys, and gives the Page.
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {quantity!r}")
     if str(save_path).endswith(".html"):
-        # All quantities, of which the page shows the given one first.
-        data = vars(predictions) | {"names": QUANTITIES, "quantity": quantity}
-        # It shows neither of these.
-        del data["ids"], data["logits"]
-        return figures.save_page("logit_lens", data, save_path)
+        return web_pages.save_page("logit_lens", _page_data(predictions, quantity), save_path)
 
     values = getattr(predictions, quantity)
     # Probabilities have one scale in all pictures, so that these can be compared.
@@ -58,10 +55,22 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
     return figures.shown(figure, save_path)
 
 
+def _page_data(predictions, quantity):
+    """What the page shows: all quantities, of which `quantity` comes first."""
+    # It shows neither the ids nor the logits.
+    names = "model text site probability entropy kl".split()
+    data = {name: getattr(predictions, name) for name in names}
+    top = [list(map(web_pages.page_texts, row)) for row in predictions.top]
+    tokens = web_pages.page_texts(predictions.tokens)
+    return data | {"tokens": tokens, "top": top, "names": QUANTITIES, "quantity": quantity}
+
+
 @dataclass(repr=False)
 class Predictions:
     """What the lens reads after each layer at each position."""
 
+    model: str  # its name
+    text: str  # the input; "" without a tokenizer
     site: str
     tokens: list  # T texts, the input's; without a tokenizer the ids
     top: list  # (L,T,k) texts, the most probable first
@@ -103,7 +112,8 @@ def analyze(model, text, site="resid_post", k=5):
         readings.append((top.indices, top.values, probability, entropy, kl))
         words.append([token_texts(model, cell) for cell in top.indices[0]])
     columns = [torch.cat(column) for column in zip(*readings)]  # (L,T,k) and (L,T)
-    return Predictions(site, token_texts(model, ids[0]), words, *columns)
+    names = (name_model(model), text_of(model, ids), site)
+    return Predictions(*names, token_texts(model, ids[0]), words, *columns)
 
 
 def _read(model, x):

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from mingpt.interpretability import figures, readout, runs
+from mingpt.interpretability import readout, runs, web_pages
 from mingpt.interpretability.inputs import token_texts, tokenizer_of
 from mingpt.interpretability.logit_lens import read_end, read_outputs
+from mingpt.interpretability.reports import name_model
 from mingpt.sites import Patch, as_int
 
 # Tokens that run together, padding included. It bounds the memory; a single window is never cut.
@@ -39,24 +40,34 @@ class Example:
     peak: int  # where in tokens it is
     tokens: list  # texts: the one of the largest activation, and some to each side
     activations: list  # of these tokens
+    before: bool  # whether the text has tokens before these
+    after: bool  # whether it has tokens after these
 
 
 @dataclass
 class TopExamples:
     """The strongest examples of neurons; top[layer, neuron] is the list of one neuron's."""
 
+    model: str  # its name
     examples: dict  # {(layer, neuron): [Example, ...]}, the strongest first
 
     def __getitem__(self, neuron):
         return self.examples[neuron]
 
     def plot(self, path):
-        """Write a page (.html) of the examples, their tokens shaded by activation."""
-        data = [
-            {"neuron": f"{layer}.{neuron}", "examples": list(map(vars, examples))}
+        """Write a page (.html) of the examples, their tokens shaded by activation -> Page."""
+        neurons = [
+            {"neuron": f"{layer}.{neuron}", "examples": list(map(_page_data, examples))}
             for (layer, neuron), examples in self.examples.items()
         ]
-        figures.save_page("neurons", data, path)
+        data = {"model": self.model, "neurons": neurons}
+        return web_pages.save_page("neurons", data, path)
+
+
+def _page_data(example):
+    """The example as the page shows it."""
+    tokens = web_pages.page_texts(example.tokens)
+    return vars(example) | {"tokens": tokens, "activations": torch.tensor(example.activations)}
 
 
 @torch.no_grad()
@@ -81,21 +92,24 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
                     # Sorting keeps the order of equals, so the earlier stays before the later.
                     best.sort(key=lambda example: -example.activation)
                     del best[k:]
-    return TopExamples(examples)
+    return TopExamples(name_model(model), examples)
 
 
 def _example(model, window, activations, around):
     """The Example of a window with the activations (T,) of one neuron."""
     peak = activations.argmax().item()
     first = max(0, peak - around)
-    shown = slice(first, peak + around + 1)
+    ids = window.ids[first : peak + around + 1]
+    start = window.start + first  # in the text
     return Example(
         activations[peak].item(),
         window.text,
         window.start + peak,
         peak - first,
-        token_texts(model, window.ids[shown]),
-        activations[shown].tolist(),
+        token_texts(model, ids),
+        activations[first : first + len(ids)].tolist(),
+        before=start > 0,
+        after=start + len(ids) < window.length,
     )
 
 
@@ -294,6 +308,7 @@ class Window(NamedTuple):
     text: int  # the text's number
     start: int  # the position of its first token in the text
     ids: Tensor  # (T,)
+    length: int  # of the whole text
 
 
 def _batches(model, texts):
@@ -319,7 +334,7 @@ def _windows(model, texts):
     for number, text in enumerate(tqdm(texts, unit="text", disable=None)):
         ids = _ids_of_text(model, text, number)
         for start in range(0, len(ids), model.block_size):
-            yield Window(number, start, ids[start : start + model.block_size])
+            yield Window(number, start, ids[start : start + model.block_size], len(ids))
 
 
 def _ids_of_text(model, text, number):

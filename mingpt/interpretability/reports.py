@@ -81,5 +81,7 @@ def describe_strongest_cell(differences, tokens, clean, corrupted):
 
 
 def name_model(model):
-    """What a picture's title calls the model."""
+    """What pictures and pages call the model."""
+    if model.name is None:
+        return "a model without a name"
     return "names, the embedded model" if model.name == "names" else model.name
