@@ -38,7 +38,7 @@ def quote_token(tokenizer, index):
     """A token as Python writes it; <60> for a row of the output matrix that is no token."""
     if index not in tokenizer.encoder.tokens:
         return f"<{index}>"
-    return repr(tokenizer.decode([index]))
+    return repr(tokenizer.tokens([index])[0])
 
 
 def describe_pair(tokenizer, clean, corrupted):

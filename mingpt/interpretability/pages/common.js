@@ -11,6 +11,9 @@ function add(parent, tag, text = "", style = "") {
 
 const mix = (from, to, share) => from.map((start, i) => Math.round(start + (to[i] - start) * share));
 
+// A number to so many decimals; what rounds to 0 has no sign.
+const rounded = (x, decimals) => x.toFixed(decimals).replace(/^-(0\.0*)$/, "$1");
+
 // Black or white, whichever reads better on a colour: at least 4.5 : 1 (WCAG's relative luminance).
 function inkOn(colour) {
   const [red, green, blue] = colour.map(part => (part / 255) ** 2.2);
