@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import sys
+import textwrap
 from argparse import SUPPRESS
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -22,11 +23,10 @@ from typing import Annotated, get_args
 import torch
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
 
 from experiments.corpora import read_corpus
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
-from mingpt.common import atomic_write, command_parser, run_command
+from mingpt.common import atomic_write, command_parser, run_command, say
 from mingpt.hub import steps_in
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
@@ -136,6 +136,9 @@ def train(texts, preset, output, device="auto"):
     measure(trainer)
     trainer.run()
     draw_curve(trainer.history, output / "curve.png")
+    tokens = trainer.iter_num * preset.batch_size * T
+    speed = tokens / trainer.seconds
+    say(f"{output} is done: {trainer.iter_num:,} steps, {tokens:,} tokens, {speed:,.0f} tokens/s")
     return trainer.model.eval()
 
 
@@ -235,11 +238,10 @@ def measure_losses(trainer, rows, bits, path):
 
 
 def print_progress(row):
-    """Print a row of COLUMNS: the losses, and how fast the training is once it has begun."""
-    step, tokens, seconds, *losses = row
+    """Print a row of COLUMNS: the losses, in at most 80 characters."""
+    step, _, _, *losses = row
     text = "training loss {:.3f}, validation {:.3f} +- {:.3f}, {:.3f} bits per byte"
-    speed = f"; {tokens / seconds:,.0f} tokens/s" if step else ""
-    tqdm.write(f"step {step}: {text.format(*losses)}{speed}")
+    say(f"step {step}: {text.format(*losses)}")
 
 
 def print_sample(model, dataset):
@@ -252,7 +254,8 @@ def print_sample(model, dataset):
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         ids = model.generate(start, 60, do_sample=True)
     # A model may write what the terminal cannot show.
-    tqdm.write(ascii(model.tokenizer.decode(ids[0])))
+    sample = ascii(model.tokenizer.decode(ids[0]))
+    say(textwrap.fill(sample, 78, initial_indent="  ", subsequent_indent="  "))
 
 
 @torch.no_grad()

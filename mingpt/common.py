@@ -1,13 +1,23 @@
-"""What every other module may need: devices, files that appear whole or not at all, commands."""
+"""What every other module may need: devices, whole files, progress bars, commands."""
 
 import argparse
 import os
 import shutil
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a notebook without ipywidgets has plain bars, and no fault
+    from tqdm.auto import tqdm
+
+# Seconds in which a bar shows no time left: what came first says little about the rest.
+UNKNOWN = 3
+# Seconds between the lines that MINGPT_PROGRESS=1 writes where there is no terminal.
+BETWEEN_LINES = 60
 
 
 def check_device(name):
@@ -83,6 +93,51 @@ def remove(path):
 def one_line(error):
     """What an error says, in one line; huggingface_hub's go over several."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class Bar(tqdm):
+    """A progress bar that shows a speed and the time left only when it can know them."""
+
+    @property
+    def format_dict(self):
+        facts = super().format_dict
+        is_over = facts["n"] == facts["total"]
+        if facts["elapsed"] < UNKNOWN and not is_over:
+            facts["rate"] = 0  # which tqdm shows as a question mark
+        return facts
+
+
+class Log:
+    """A file for a Bar to write to: each state of the bar becomes a line on stderr."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+    def flush(self):
+        """Each line is flushed when it is written."""
+
+
+def progress_bar(iterable=None, shown=True, **options):
+    """A tqdm over the iterable, or with total=... to update by hand; shown=False is always silent.
+
+    It shows on a terminal and in a notebook. Elsewhere it is silent, or with MINGPT_PROGRESS=1 in
+    the environment writes a line a minute.
+    """
+    # A program may have been started without stderr, or have closed it.
+    has_stderr = sys.stderr is not None and not sys.stderr.closed
+    is_seen = "ipykernel.zmqshell" in sys.modules or (has_stderr and sys.stderr.isatty())
+    if not is_seen and has_stderr and os.environ.get("MINGPT_PROGRESS") == "1":
+        is_seen = True
+        options |= {"file": Log(), "mininterval": BETWEEN_LINES, "maxinterval": BETWEEN_LINES}
+    # The mean speed so far: the latest one leaps where steps differ in size.
+    return Bar(iterable, disable=not (shown and is_seen), smoothing=0, **options)
+
+
+def say(text):
+    """Print a line at once; a progress bar makes way for it."""
+    with Bar.external_write_mode():
+        print(text, flush=True)
 
 
 class CheckFailed(Exception):

@@ -13,10 +13,9 @@ from itertools import count, islice
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from mingpt import checkpointing
-from mingpt.common import check_device
+from mingpt.common import check_device, progress_bar
 from mingpt.hub import steps_in
 
 
@@ -158,16 +157,15 @@ class Trainer:
         self.save_checkpoint()
 
     def _progress_bar(self):
-        """A bar that counts tokens, where there is a terminal to show it."""
+        """A bar that counts tokens."""
         tokens = self.config.batch_size * len(self.train_dataset[0][1])  # in a batch
         total = self.config.max_iters and self.config.max_iters * tokens
-        return tqdm(
+        return progress_bar(
             initial=self.iter_num * tokens,
             total=total,
             unit=" tokens",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=None,
         )
 
     def _batches(self, dataset, seed, start=0):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from mingpt import common
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import partial_runs
 from mingpt.interpretability.activation_patching import (
@@ -649,7 +650,7 @@ def test_ablations_in_bf16_are_near_those_in_fp64():
 
 def test_the_progress_bar_moves_while_one_portion_is_under_way(monkeypatch):
     steps = []
-    monkeypatch.setattr(partial_runs.tqdm, "update", lambda bar, n=1: steps.append(n))
+    monkeypatch.setattr(common.Bar, "update", lambda bar, n=1: steps.append(n))
     clean, corrupted = pairs(1, 6, [[1]])
     patch_layers(make_model(), clean, corrupted, RIGHT, WRONG)
     assert len(steps) == 4 and sum(steps) == pytest.approx(4 * 5) and steps == sorted(steps)

@@ -214,7 +214,7 @@ def command(*arguments):
     return subprocess.run(process, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tmp_path):
+def test_the_command_trains_prints_the_curve_and_says_so_when_all_is_done(tmp_path):
     (tmp_path / "texts").mkdir()
     for name in ("b", "a"):
         (tmp_path / "texts" / f"{name}.txt").write_text(f"{name} " + TEXT[:4000])
@@ -225,11 +225,14 @@ def test_the_command_trains_prints_the_curve_and_goes_on_to_nothing_when_done(tm
     assert "bits per byte" in first.stdout
     assert "tokens/s" in first.stdout
     assert "step 5:" in first.stdout
+    lines = first.stdout.splitlines()[:-1]  # the last one has a path of any length
+    assert max(map(len, lines)) <= 80
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["n_embd"] == 8
     before = rows(tmp_path / "run")
     again = command(*arguments)
     assert again.returncode == 0
-    assert again.stdout == ""
+    assert again.stdout == first.stdout.splitlines(keepends=True)[-1]
+    assert again.stdout.startswith(f"{tmp_path / 'run'} is done: 5 steps, ")
     assert rows(tmp_path / "run") == before
 
 

@@ -9,9 +9,8 @@ happens in other texts, nor that the cell is the only way. Sources: Meng et al. 
 """
 
 import torch
-from tqdm import tqdm
 
-from mingpt.common import CheckFailed, check_finite
+from mingpt.common import CheckFailed, check_finite, progress_bar
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401
 from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, token_texts
@@ -128,7 +127,7 @@ def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_toke
     L = len(clean_stream)
     T = clean.size(1)
     differences = []
-    for cell in tqdm(range(L * T), unit="patch", disable=None):
+    for cell in progress_bar(range(L * T), unit="patch"):
         layer, position = divmod(cell, T)
         new = clean_stream[layer][:, position]  # (1,C)
         model(corrupted, patch_params=(layer, position, new))

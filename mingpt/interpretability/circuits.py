@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
-from mingpt.common import atomic_write
+from mingpt.common import atomic_write, progress_bar
 from mingpt.interpretability import figures
 from mingpt.interpretability.circuit_figure import draw_circuit
 from mingpt.interpretability.edges import edge_attribution, score_edges  # noqa: F401
@@ -59,7 +58,7 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     if method == "acdc":
         scores, mask = _acdc(runs, smallest)
     else:
-        progress = tqdm(runs.batches, desc=method, unit="batch", disable=None)
+        progress = progress_bar(runs.batches, desc=method, unit="batch")
         scores = score_edges(progress, METHODS[method]).cpu()
         if n_edges:
             mask = _largest(graph, scores, n_edges)
@@ -102,7 +101,7 @@ def _acdc(runs, smallest):
     scores = torch.zeros(mask.shape)
     metric = runs.metric(mask)
     readers = range(len(graph.readers))[::-1]
-    for reader in tqdm(readers, desc="acdc", unit="reader", disable=None):
+    for reader in progress_bar(readers, desc="acdc", unit="reader"):
         node = graph.nodes[reader]
         if node != "logits" and not mask[:, graph.senders.index(node)].any():
             mask[reader] = False  # what nobody reads need not read
@@ -206,7 +205,7 @@ class Circuit:
         whole = runs.share(self.mask)
         edges = self.mask.nonzero().tolist()
         lost = {}
-        for r, s in tqdm(edges, desc="minimality", unit="edge", disable=None):
+        for r, s in progress_bar(edges, desc="minimality", unit="edge"):
             without = runs.share(_without(self.mask, r, s))
             lost[graph.senders[s], graph.readers[r]] = whole - without
         return lost
@@ -304,7 +303,7 @@ class Circuit:
         """The mask without each edge that it can do without, tried once, the least score first."""
         edges = mask.nonzero().tolist()
         edges.sort(key=lambda edge: abs(self.scores[tuple(edge)].item()))
-        for r, s in tqdm(edges, desc="shrinking", unit="edge", disable=None):
+        for r, s in progress_bar(edges, desc="shrinking", unit="edge"):
             # An edge may have gone already, with another one that connected it.
             if mask[r, s]:
                 fewer = _connected(self.runs.graph, _without(mask, r, s))

@@ -10,8 +10,8 @@ Sources: Wang et al. 2022 (arXiv 2211.00593), Syed et al. 2023 (EAP, arXiv 2310.
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from mingpt.common import progress_bar
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.graph import record_base_runs
 from mingpt.interpretability.tasks import load_task
@@ -34,7 +34,7 @@ def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=40
     if method not in METHODS or steps < 1:
         known = 'method must be "exact", "eap" or "eap-ig-inputs", steps from 1'
         raise ValueError(f"{known}; got {method!r}, {steps}")
-    batches = tqdm(load_task(model, task), desc=method, unit="batch", disable=None)
+    batches = progress_bar(load_task(model, task), desc=method, unit="batch")
     # One at a time: the base runs of many pairs together would take much memory.
     bases = (record_base_runs(model, batch) for batch in batches)
     return score_edges(bases, method, steps, max_tokens)

@@ -24,8 +24,8 @@ from itertools import product
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from mingpt.common import progress_bar
 from mingpt.hub import steps_in
 from mingpt.interpretability import runs
 from mingpt.model import GPT
@@ -173,7 +173,7 @@ def _ablate_heads(model, prompts, study, z, kind):
     whole = mean if mean < -STANDARD_ERRORS * error else torch.nan
     changes = []
     heads = list(product(range(L), range(H)))
-    for l, h in tqdm(heads, desc=f"ablating, {kind}", unit="head", disable=None):
+    for l, h in progress_bar(heads, desc=f"ablating, {kind}", unit="head"):
         ablated = _measure(model, prompts, [Patch(l, None, z[l, h], "z", h)])
         # In the order of HeadAblations, (B,) each.
         change = (
@@ -282,7 +282,7 @@ def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
     curve = {}
     prompts = None
     checkpoints = sorted(steps_in(run_folder).items())
-    for step, folder in tqdm(checkpoints, unit="checkpoint", disable=None):
+    for step, folder in progress_bar(checkpoints, unit="checkpoint"):
         # A run that is still going on removes old checkpoints.
         if not folder.exists():
             continue

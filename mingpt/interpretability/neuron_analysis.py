@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from mingpt.common import progress_bar
 from mingpt.interpretability import readout, runs, web_pages
 from mingpt.interpretability.inputs import token_texts, tokenizer_of
 from mingpt.interpretability.logit_lens import read_end, read_outputs
@@ -331,7 +331,7 @@ def _batches(model, texts):
 def _windows(model, texts):
     """The texts' windows; a text is asked for when the one before it is used up."""
     texts = [texts] if isinstance(texts, str) else texts
-    for number, text in enumerate(tqdm(texts, unit="text", disable=None)):
+    for number, text in enumerate(progress_bar(texts, unit="text")):
         ids = _ids_of_text(model, text, number)
         for start in range(0, len(ids), model.block_size):
             yield Window(number, start, ids[start : start + model.block_size], len(ids))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from tqdm import tqdm
 
+from mingpt.common import progress_bar
 from mingpt.sites import SITES_WITH_HEADS
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
@@ -69,8 +69,8 @@ def run_patched(
     L = model.config.n_layer
     ends = defaultdict(list)  # {(start, position): [(r,...), ...]}
     total = len(patched.starts) * len(patched.positions) * patched.R
-    is_silent = None if desc else True  # None: silent where there is no terminal
-    with tqdm(total=total, desc=desc, bar_format=BAR, disable=is_silent) as bar:
+    is_shown = desc is not None
+    with progress_bar(total=total, desc=desc, bar_format=BAR, shown=is_shown) as bar:
         for starts, positions, chosen in _split(patched, B, T, max_tokens):
             n_runs = len(range(patched.R)[chosen])
             share = len(starts) * len(positions) * n_runs

@@ -9,8 +9,8 @@ Source: Wang et al. 2022 (arXiv 2211.00593), appendix B.
 from functools import partial
 
 import torch
-from tqdm import tqdm
 
+from mingpt.common import progress_bar
 from mingpt.interpretability import runs
 from mingpt.interpretability.inputs import answer_pair, encode_pair, parse_component
 from mingpt.interpretability.readout import answer_direction, logit_diff
@@ -53,7 +53,7 @@ def path_patching(
     intact = logit_diff(model, clean["resid_post"][last][:, -1], direction)  # (B,)
     effect = intact.new_zeros(last + 1, model.config.n_head)
     at_once = max(1, max_tokens // clean_ids.numel())
-    for first in tqdm(range(0, len(senders), at_once), desc="path patching", disable=None):
+    for first in progress_bar(range(0, len(senders), at_once), desc="path patching"):
         chunk = senders[first : first + at_once]
         patches = _receive(model, clean, corrupted_z, chunk, receivers, freeze_mlps)
         ends = _run_received(model, clean, patches, len(chunk))  # (R,B,C)
