@@ -1,18 +1,18 @@
 """Checkpoints of a training run: folders from which it goes on as if it had never stopped.
 
 A checkpoint is checkpoint_dir/step-N, N with eight digits: a model that from_pretrained takes, and
-trainer_state.pt. It gets its name when all of it is on the disk, so that a kill at any moment
-leaves a whole newest one.
+trainer_state.pt. It gets its name when all of it is on the disk, and loses it before it is removed:
+what has the name is whole, after a kill at any moment too. The newest two are there to go on from,
+the second in case the first is damaged later.
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
 
 from mingpt import pretrained
-from mingpt.common import atomic_write, remove
+from mingpt.common import atomic_write, one_line, remove, say
 from mingpt.hub import steps_in
 from mingpt.model import GPT
 
@@ -20,25 +20,26 @@ STATE = ("iter_num", "seconds", "history")  # what a trainer needs besides optim
 
 
 def save(trainer):
-    """Write the checkpoint of the trainer's step and remove older ones; of kept_steps models stay.
+    """Write the checkpoint of the trainer's step; of older ones the newest stays, and kept models.
 
     ValueError if the folder cannot be written.
     """
     root = Path(trainer.config.checkpoint_dir)
     folder = root / f"step-{trainer.iter_num:08d}"
+    # A run that was killed while it wrote or removed left a folder that nobody reads.
+    for leftover in root.glob(".step-*.partial"):
+        remove(leftover)
     if not folder.exists():
-        # A run that was killed while it wrote left a folder that nobody reads.
-        for leftover in root.glob(".step-*.partial"):
-            remove(leftover)
         with atomic_write(folder) as temporary:
             _write(trainer, temporary)
-    for step, older in steps_in(root).items():
-        if step >= trainer.iter_num:
-            continue
+    steps = sorted(steps_in(root).items())
+    older = [(step, path) for step, path in steps if step < trainer.iter_num]
+    for step, path in older[:-1]:
         if step in trainer.config.kept_steps:
-            (older / "trainer_state.pt").unlink(missing_ok=True)
+            (path / "trainer_state.pt").unlink(missing_ok=True)
         else:
-            shutil.rmtree(older)
+            # Gone at once for those who read the run, who would find a half of it else.
+            remove(path.rename(root / f".{path.name}.old.partial"))
 
 
 def _write(trainer, folder):
@@ -63,24 +64,56 @@ def _write(trainer, folder):
 
 
 def load_newest(trainer):
-    """Put the newest checkpoint's weights and state into the trainer; False if there is none.
+    """Put the newest whole checkpoint into the trainer; False if the folder has none at all.
+
+    Newer ones that are damaged get another name, and a line says so. ValueError if all are.
+    """
+    faults = []
+    steps = sorted(steps_in(trainer.config.checkpoint_dir).items(), reverse=True)
+    for position, (step, folder) in enumerate(steps):
+        try:
+            _load(trainer, step, folder)
+        # For a file that is cut short or altered the readers raise errors of many types.
+        except Exception as error:
+            faults.append(f"{folder.name} ({type(error).__name__}: {one_line(error)[:200]})")
+            continue
+        for (_, damaged), fault in zip(steps[:position], faults):
+            _set_aside(damaged)
+            say(f"{fault} cannot be gone on from: it is damaged-{damaged.name} now")
+        if faults:
+            say(f"going on from {folder}")
+        return True
+    if faults:
+        raise ValueError(
+            f"{trainer.config.checkpoint_dir} has no checkpoint to go on from: "
+            f"{'; '.join(faults[:2])}; take another folder, or move this one away"
+        )
+    return False
+
+
+def _load(trainer, step, folder):
+    """Put a checkpoint's weights and state into the trainer.
 
     The global random numbers go on as well, those that dropout and callbacks draw.
     """
-    steps = steps_in(trainer.config.checkpoint_dir)
-    if not steps:
-        return False
-    newest = steps[max(steps)]
-    trainer.model.load_state_dict(GPT.from_pretrained(newest).state_dict())
-    state = torch.load(newest / "trainer_state.pt", map_location="cpu", weights_only=True)
+    state = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
+    if state["iter_num"] != step:
+        raise ValueError(f"its state is that of step {state['iter_num']}")
+    trainer.model.load_state_dict(GPT.from_pretrained(folder).state_dict())
     trainer.optimizer.load_state_dict(state["optimizer"])
-    for name in STATE:
-        setattr(trainer, name, state[name])
     torch.set_rng_state(state["rng"]["cpu"])
     # A run may go on where there is no such device.
     if _on_cuda(trainer) and state["rng"]["cuda"] is not None:
         torch.cuda.set_rng_state(state["rng"]["cuda"], trainer.device)
-    return True
+    for name in STATE:
+        setattr(trainer, name, state[name])
+
+
+def _set_aside(folder):
+    """Rename the folder, so that nobody takes it for the newest checkpoint."""
+    other = folder.with_name(f"damaged-{folder.name}")
+    remove(other)
+    folder.rename(other)
 
 
 def _on_cuda(trainer):

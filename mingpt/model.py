@@ -120,10 +120,9 @@ class GPT(nn.Module):
         model. hub.Unavailable if it is neither cached nor to be had from the hub, ValueError if
         its files are not those of a GPT-2.
         """
-        from mingpt import hub, pretrained  # only here: they load what downloads need
+        from mingpt import pretrained  # only here: it loads what downloads need
 
-        files = hub.find_model(name)
-        stored = pretrained.read(files)
+        files, stored = pretrained.find_and_read(name)
         # No memory and no random numbers: the weights come from the file.
         with torch.device("meta"), pretrained.NoInit():
             model = cls(stored.config)

@@ -71,6 +71,21 @@ def read(files):
     return Pretrained(config, weights, tokenizer)
 
 
+def find_and_read(name):
+    """The files that a name stands for, and the Pretrained of them; errors as `read` has them."""
+    while True:
+        files = hub.find_model(name)
+        try:
+            return files, read(files)
+        except ValueError:
+            # A run that is still going on has removed this checkpoint: it has a newer one.
+            is_of_run = (
+                isinstance(files, hub.Folder) and files.path.parent == Path(name).expanduser()
+            )
+            if not is_of_run or files.path.exists():
+                raise
+
+
 def required(files, *filenames):
     """The path of the first of these files; ValueError if there is none."""
     path = files.find(*filenames)

@@ -45,7 +45,7 @@ class TrainerConfig:
     # Steps between evaluations on eval_dataset, and batches in one.
     eval_interval: int | None = None
     eval_batches: int = 10
-    # The folder for checkpoints, of which the newest one stays, and the steps between them.
+    # The folder for checkpoints, of which the newest two stay, and the steps between them.
     checkpoint_dir: str | None = None
     checkpoint_interval: int = 1000
     # Steps whose models stay as well; 0 is the untrained model.
@@ -237,7 +237,7 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def save_checkpoint(self):
-        """Write checkpoint_dir/step-N, from which resume goes on, and remove older ones.
+        """Write checkpoint_dir/step-N, from which resume goes on; of older ones the newest stays.
 
         Without a checkpoint_dir there is nothing to do.
         """
@@ -245,7 +245,10 @@ class Trainer:
             checkpointing.save(self)
 
     def resume(self):
-        """Go on from the newest checkpoint in checkpoint_dir; False if there is none."""
+        """Go on from the newest whole checkpoint in checkpoint_dir; False if there is none.
+
+        ValueError if there are some, and all are damaged.
+        """
         if not self.config.checkpoint_dir:
             raise ValueError("resume reads from checkpoint_dir; set it")
         self.resumed = checkpointing.load_newest(self)

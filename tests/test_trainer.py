@@ -1,6 +1,7 @@
 """The training loop: it learns, shows what it does, resumes exactly; a kill leaves it whole."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pytest
 import torch
 
+from mingpt.hub import Folder
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer, draw_batches
 
@@ -88,7 +90,15 @@ def test_a_cleaning_that_was_cut_short_is_done_again(tmp_path):
     again = make_trainer(checkpoint_dir=tmp_path, max_iters=5)
     again.resume()
     again.run()
-    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000005"]
+    assert names_in(tmp_path) == ["step-00000004", "step-00000005"]
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / ".step-00000002.old.partial").mkdir()
+    again.save_checkpoint()
+    assert names_in(tmp_path) == ["step-00000004", "step-00000005"]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
@@ -208,15 +218,110 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
     assert not make_trainer(checkpoint_dir=tmp_path / "none").resume()
 
 
-def test_a_checkpoint_folder_is_a_model_for_from_pretrained_and_the_newest_one_is_kept(tmp_path):
+def test_a_checkpoint_folder_is_a_model_for_from_pretrained_and_the_newest_two_are_kept(tmp_path):
     trainer = make_trainer(checkpoint_dir=tmp_path, checkpoint_interval=2)
     trainer.run()
-    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000006"]
+    assert names_in(tmp_path) == ["step-00000004", "step-00000006"]
     for folder in (tmp_path, tmp_path / "step-00000006"):
         read = GPT.from_pretrained(folder).state_dict()
         assert all(
             torch.equal(weight, read[name]) for name, weight in trainer.model.state_dict().items()
         )
+
+
+def lack_a_key(folder):
+    state = torch.load(folder / "trainer_state.pt", weights_only=True)
+    del state["optimizer"]
+    torch.save(state, folder / "trainer_state.pt")
+
+
+def be_of_another_step(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-00000004"), folder)
+
+
+DAMAGES = {
+    "truncated": lambda folder: os.truncate(folder / "trainer_state.pt", 999),
+    "empty": lambda folder: os.truncate(folder / "trainer_state.pt", 0),
+    "missing": lambda folder: (folder / "trainer_state.pt").unlink(),
+    "lacking a key": lack_a_key,
+    "of another step": be_of_another_step,
+    "weights cut short": lambda folder: os.truncate(folder / "model.safetensors", 999),
+    "only a file": lambda folder: (shutil.rmtree(folder), folder.touch()),
+    "no folder at all": shutil.rmtree,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 6 steps, with a checkpoint at each second one."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    trainer = make_trainer(checkpoint_dir=folder, checkpoint_interval=2)
+    trainer.run()
+    return folder, trainer.model.state_dict()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_goes_on(
+    damage, finished, tmp_path, capsys
+):
+    run, weights = finished
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    DAMAGES[damage](tmp_path / "step-00000006")
+    resumed = make_trainer(model=other_model(), checkpoint_dir=tmp_path, checkpoint_interval=2)
+    assert resumed.resume()
+    assert resumed.iter_num == 4
+    if damage != "no folder at all":
+        out = capsys.readouterr().out
+        assert out.startswith("step-00000006 (")
+        assert "it is damaged-step-00000006 now" in out
+        assert f"going on from {tmp_path / 'step-00000004'}" in out
+        assert (tmp_path / "damaged-step-00000006").exists()
+    resumed.run()
+    read = GPT.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, read[name]) for name, weight in weights.items())
+
+
+def test_a_stray_checkpoint_does_not_hide_the_run(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "step-99999999").mkdir()
+    trainer = make_trainer(checkpoint_dir=tmp_path)
+    assert trainer.resume()
+    assert trainer.iter_num == 6
+    assert names_in(tmp_path) == ["damaged-step-99999999", "step-00000004", "step-00000006"]
+
+
+def test_a_run_without_any_whole_checkpoint_says_why_and_stays_as_it_is(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    for step in (4, 6):
+        DAMAGES["empty"](tmp_path / f"step-0000000{step}")
+    before = names_in(tmp_path)
+    message = (
+        "no checkpoint to go on from: step-00000006 (.*); step-00000004 .*; take another folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_trainer(checkpoint_dir=tmp_path).resume()
+    assert names_in(tmp_path) == before
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_gives_the_next_one(
+    finished, tmp_path, monkeypatch
+):
+    run, weights = finished
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "step-00000006").rename(tmp_path / "later")
+    find = Folder.find
+
+    def go_on_training(files, *names):
+        if (tmp_path / "later").exists() and "merges.txt" in names:
+            (tmp_path / "later").rename(tmp_path / "step-00000006")
+            shutil.rmtree(tmp_path / "step-00000004")
+        return find(files, *names)
+
+    monkeypatch.setattr(Folder, "find", go_on_training)
+    model = GPT.from_pretrained(tmp_path)
+    assert model.source == f"folder {tmp_path / 'step-00000006'}"
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
 
 
 KILLED = """

@@ -283,10 +283,13 @@ def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
     prompts = None
     checkpoints = sorted(steps_in(run_folder).items())
     for step, folder in progress_bar(checkpoints, unit="checkpoint"):
-        # A run that is still going on removes old checkpoints.
-        if not folder.exists():
+        try:
+            model = GPT.from_pretrained(folder.absolute())  # never a model id of the hub
+        except ValueError:
+            if folder.exists():
+                raise
+            # A run that is still going on has removed it.
             continue
-        model = GPT.from_pretrained(folder)
         if prompts is None:
             prompts = draw_prompts(model, length, bases, seed, text)
         curve[step] = study_induction(model, prompts, kinds=())
