@@ -9,6 +9,8 @@ import re
 import sysconfig
 from pathlib import Path
 
+import requests
+
 KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"
 # {name: {address: sha256}}. Project Gutenberg revises its files now and then: they have None.
@@ -30,6 +32,9 @@ def read_corpus(name):
     """
     texts = []
     for path in _paths(name):
+        # To open a pipe would be to wait for someone who writes into it.
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file; give a text file")
         try:
             texts.append(strip_licence(path.read_text(encoding="utf-8-sig")))
         except (OSError, UnicodeDecodeError) as error:
@@ -75,7 +80,19 @@ def download(corpus, address, sha256=None):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    _fetch_rest(address, part)
+    try:
+        _fetch_rest(address, part)
+    except requests.RequestException as error:
+        if part.exists() and part.stat().st_size:
+            fault = "did not come whole"
+            hint = "run this again, which goes on from there"
+        else:
+            fault = "cannot be downloaded"
+            hint = f"get it elsewhere and save it as {path}"
+        raise ValueError(
+            f"{address} {fault} ({type(error).__name__}); "
+            f"{hint}, or give a text file in place of {corpus}"
+        ) from error
 
     data = part.read_bytes()
     text = data.decode(errors="replace")
@@ -91,22 +108,16 @@ def download(corpus, address, sha256=None):
 
 
 def _fetch_rest(address, part):
-    """Append to the file part what it lacks of the address; ValueError if that breaks off."""
-    import requests
-
+    """Append to the file part what it lacks of the address; requests' errors if that breaks off."""
     start = part.stat().st_size if part.exists() else 0
     # Compressed, the bytes would not be those that the range counts.
     headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
-    try:
-        with requests.get(address, headers=headers, stream=True, timeout=20) as answer:
-            # Nothing lies behind the start: an earlier download was whole, but not yet checked.
-            if answer.status_code == requests.codes.requested_range_not_satisfiable:
-                return
-            answer.raise_for_status()
-            # A server that knows no ranges sends all of it again.
-            mode = "ab" if answer.status_code == requests.codes.partial_content else "wb"
-            with open(part, mode) as file:
-                file.writelines(answer.iter_content(4096))
-    except requests.RequestException as error:
-        hint = "run this again, which goes on from there, or give the text as a file"
-        raise ValueError(f"{address} did not come whole ({error}); {hint}") from error
+    with requests.get(address, headers=headers, stream=True, timeout=20) as answer:
+        # Nothing lies behind the start: an earlier download was whole, but not yet checked.
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            return
+        answer.raise_for_status()
+        # A server that knows no ranges sends all of it again.
+        mode = "ab" if answer.status_code == requests.codes.partial_content else "wb"
+        with open(part, mode) as file:
+            file.writelines(answer.iter_content(4096))

@@ -15,25 +15,25 @@ import math
 import sys
 import textwrap
 from argparse import SUPPRESS
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import get_args
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from experiments.corpora import read_corpus
+from experiments.presets import BYTES, PRESET_OF, PRESETS, Preset
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
+from mingpt.checkpointing import locked
 from mingpt.common import atomic_write, command_parser, run_command, say
 from mingpt.hub import steps_in
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer, TrainerConfig
 
-# The vocabulary of a model whose tokens are bytes: 256 of them, and the end of text.
-BYTES = 257
 # Rows, spread evenly over a text, on which a loss is measured; fewer if they would overlap.
 MEASURED = 100
 # Of curve.csv, and of the rows of a trainer's history.
@@ -46,48 +46,6 @@ COLUMNS = (
     "validation_error",  # standard error of the mean over the measured rows
     "bits_per_byte",  # the validation loss, comparable between tokenizers
 )
-
-
-@dataclass
-class Preset:
-    """A model and its training.
-
-    Each field is an option of the command line too, which replaces the preset's value.
-    """
-
-    vocab_size: Annotated[int, "of a byte-level BPE trained on the text; 257: a token per byte"]
-    n_layer: Annotated[int, "layers"]
-    n_head: Annotated[int, "heads in a layer"]
-    n_embd: Annotated[int, "width of the residual stream"]
-    block_size: Annotated[int, "tokens in a row"]
-    batch_size: Annotated[int, "rows in a step"]
-    max_iters: Annotated[int, "steps"]
-    learning_rate: Annotated[float, "at its highest; a cosine brings it to a tenth"]
-    dropout: Annotated[float, "of embeddings and of what blocks add"] = 0.0
-    accumulation: Annotated[int, "parts in which a batch is computed, for memory"] = 1
-    warmup_iters: Annotated[int, "steps in which the learning rate rises"] = 100
-    weight_decay: Annotated[float, "of matrices, embeddings aside"] = 0.1
-    checkpoint_interval: Annotated[int, "steps between checkpoints to go on from"] = 100
-    kept: Annotated[int, "models that stay, and losses measured, besides the untrained one"] = 24
-    seed: Annotated[int, "of weights, dropout and batches"] = 0
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            may_be_zero = name in ("dropout", "warmup_iters", "weight_decay", "seed")
-            if value < 0 or (value == 0 and not may_be_zero):
-                raise ValueError(f"{name} must be above 0, got {value}")
-
-
-# Vocabulary, layers, heads, width, context, batch, steps, learning rate.
-PRESETS = {
-    "shakespeare-char": Preset(BYTES, 4, 4, 128, 128, 32, 3000, 2e-3),
-    "shakespeare-gpu": Preset(BYTES, 6, 6, 384, 256, 64, 5000, 1e-3, dropout=0.2),
-    "austen-2m": Preset(1024, 4, 6, 192, 128, 32, 2000, 2e-3),
-    "austen-5.6m": Preset(3072, 6, 8, 256, 128, 32, 2000, 1e-3),
-    "python-1m": Preset(2048, 4, 4, 128, 128, 32, 8000, 4e-3),
-}
-# Of a corpus, where none is named.
-PRESET_OF = {"shakespeare": "shakespeare-char", "austen": "austen-2m", "python": "python-1m"}
 
 
 def windows(ids, T, stride=1):
@@ -104,9 +62,17 @@ def train(texts, preset, output, device="auto"):
 
     texts: a list of str. Goes on from the newest checkpoint in the folder, if there is one. It
     seeds torch's random numbers. ValueError if the folder has a run with other settings, another
-    text or other tokens, and if the text is too short.
+    text or other tokens, or anything but a run, or another process trains in it; and if the text is
+    too short.
     """
     output = Path(output)
+    read_settings(output)
+    with locked(output):
+        return train_in(output, texts, preset, device)
+
+
+def train_in(output, texts, preset, device):
+    """Train, as `train` says, in a folder that is free."""
     text = END_OF_TEXT.join(texts)
     cut = len(text) * 9 // 10
     parts = (text[:cut], text[cut:])  # for training, for validation
@@ -180,33 +146,53 @@ def shared_fields(preset, config_class):
     return {name: value for name, value in asdict(preset).items() if name in names}
 
 
+def read_settings(output):
+    """The dict in the folder's settings.json; {} if the folder is empty or not there.
+
+    ValueError if it is not the folder of a training run: what lies there must stay.
+    """
+    path = output / "settings.json"
+    if not path.exists():
+        # Hidden files may be of the system, or what a kill left of a settings.json.
+        files = sorted(output.glob("[!.]*"))
+        if steps_in(output):
+            raise ValueError(f"{output} has checkpoints of another program; give another --output")
+        if files:
+            raise ValueError(
+                f"{output} has files that are not of a training run, such as {files[0].name}; "
+                "give a new or empty folder as --output"
+            )
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict) or not {"text", "merges"} <= settings.keys():
+        raise ValueError(f"{path} is not of a training run; give another --output")
+    return settings
+
+
 def record_settings(output, preset, text, merges):
     """Write what makes this run this run into the folder's settings.json.
 
     That is the preset, and hashes of the text and of the tokenizer's merges. ValueError if the
-    folder has other settings, or checkpoints without any.
+    folder has other settings.
     """
     settings = asdict(preset)
     settings["text"] = hashlib.sha256(text.encode()).hexdigest()
     settings["merges"] = hashlib.sha256(repr(merges).encode()).hexdigest()
-    path = output / "settings.json"
-    output.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        special = {"text": "another text", "merges": "other tokens"}
-        differences = [
-            special.get(name, f"{name} {recorded.get(name)}")
-            for name, value in settings.items()
-            if recorded.get(name) != value
-        ]
-        if differences:
-            raise ValueError(
-                f"{output} has a run with {', '.join(differences)}; "
-                "give the same, or another --output"
-            )
-    elif steps_in(output):
-        raise ValueError(f"{output} has checkpoints of another program; give another --output")
-    with atomic_write(path) as temporary:
+    recorded = read_settings(output)
+    special = {"text": "another text", "merges": "other tokens"}
+    differences = [
+        special.get(name, f"{name} {recorded.get(name)}")
+        for name, value in settings.items()
+        if recorded and recorded.get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{output} has a run with {', '.join(differences)}; give the same, or another --output"
+        )
+    with atomic_write(output / "settings.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

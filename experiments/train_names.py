@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from experiments.corpora import GUTENBERG, download, read_corpus, strip_licence
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder, train_bpe
+from mingpt.checkpointing import locked
 from mingpt.common import command_parser, run_command
 from mingpt.model import GPT, GPTConfig
 from mingpt.names import FIRST, LAST, held_out_pair, passage
@@ -207,9 +208,10 @@ def train(output, novels, phases=PHASES, n_layer=12):
     model = GPT(config)
     model.tokenizer = tokenizer
     initialize_for_copying(model)
-    for number, phase in enumerate(phases, start=1):
-        train_phase(model, novels, phase, SEED + number, f"{output}/phase-{number}")
-    pretrained.save(model.eval(), output, torch.float16)
+    with locked(output):
+        for number, phase in enumerate(phases, start=1):
+            train_phase(model, novels, phase, SEED + number, f"{output}/phase-{number}")
+        pretrained.save(model.eval(), output, torch.float16)
 
 
 def train_phase(model, novels, phase, seed, folder):

@@ -7,9 +7,15 @@ the second in case the first is damaged later.
 """
 
 import os
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 from mingpt import pretrained
 from mingpt.common import atomic_write, one_line, remove, say
@@ -17,6 +23,56 @@ from mingpt.hub import steps_in
 from mingpt.model import GPT
 
 STATE = ("iter_num", "seconds", "history")  # what a trainer needs besides optimizer and generators
+
+
+# The folders that this process has locked.
+LOCKED = set()
+
+
+@contextmanager
+def locked(folder):
+    """The folder, made if need be, for this process alone while the block runs.
+
+    The lock is the system's: it goes with the process, however that ends. A block inside another
+    one of the same process passes. ValueError if another process has the folder, or none can.
+    """
+    folder = Path(folder).resolve()
+    if folder in LOCKED:
+        yield
+        return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _lock(folder)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder}: {error.strerror}; give another folder"
+        ) from error
+    LOCKED.add(folder)
+    try:
+        yield
+    finally:
+        LOCKED.remove(folder)
+        os.close(handle)
+        # A run that could not begin leaves no empty folder; one with files is not removed.
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+
+
+def _lock(folder):
+    """An open file that is the folder's lock; ValueError if another process has it."""
+    try:
+        if fcntl is None:
+            # Windows removes this file when its process ends.
+            return os.open(folder / ".lock", os.O_CREAT | os.O_EXCL | os.O_TEMPORARY)
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except (BlockingIOError, FileExistsError) as error:
+        raise ValueError(
+            f"another training is writing to {folder}; wait for its end, or give another folder"
+        ) from error
 
 
 def save(trainer):

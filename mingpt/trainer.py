@@ -8,6 +8,7 @@ that, batch number s is drawn from a generator that is seeded by (seed, s) alone
 import math
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -129,7 +130,7 @@ class Trainer:
         """Train from iter_num to max_iters; with a checkpoint_dir it ends with a checkpoint.
 
         The model is in train mode afterwards. ValueError where the loss or a gradient is no number,
-        or the folder has checkpoints of another run.
+        or the folder has checkpoints of another run, or another process trains in it.
         """
         config = self.config
         is_fresh = self.iter_num == 0 and not self.resumed
@@ -138,6 +139,15 @@ class Trainer:
                 f"{config.checkpoint_dir} has another run's checkpoints; "
                 "call resume(), or take another folder"
             )
+        own = (
+            checkpointing.locked(config.checkpoint_dir) if config.checkpoint_dir else nullcontext()
+        )
+        with own:
+            self._run()
+
+    def _run(self):
+        """Train, as run says."""
+        config = self.config
         # The untrained model, if step 0 is one of them.
         if self.iter_num in config.kept_steps:
             self.save_checkpoint()

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from torch.nn import functional as F
 
 from benchmarks.kill_training import TEXT, kill_and_compare
 from experiments import corpora, train
+from mingpt.checkpointing import locked
 from mingpt.hub import steps_in
 from mingpt.interpretability.activation_patching import patch_layers
+from mingpt.interpretability.induction import induction_curve
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer
 from tests.hub import Hub
@@ -392,13 +395,128 @@ def test_what_is_not_the_text_is_refused_and_not_kept(shelf, corpus, file):
     corpora.read_corpus(corpus)
 
 
-def test_without_a_network_the_error_says_what_to_do(shelf, capsys):
-    hub, _ = shelf
+def test_without_a_network_the_error_says_which_file_to_put_where(shelf, capsys):
+    hub, cache = shelf
     hub.__exit__()
-    hub.server.server_close()
     assert train.main(["shakespeare"]) == 2
-    assert (
-        "run this again, which goes on from there, or give the text as a file"
-        in capsys.readouterr().err
+    (address,) = corpora.CORPORA["shakespeare"]
+    assert capsys.readouterr().err == (
+        f"error: {address} cannot be downloaded (ConnectionError); get it elsewhere and save it as "
+        f"{cache / 'shakespeare' / 'input.txt'}, or give a text file in place of shakespeare\n"
     )
+    (cache / "shakespeare" / "input.txt").write_text("by hand")
+    assert corpora.read_corpus("shakespeare") == ["by hand"]
     hub.__enter__()
+
+
+def refused(arguments, capsys):
+    """What the command says to arguments that it refuses, one line."""
+    assert train.main(["text.txt", *SMALLEST, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """The current folder, with a text in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (f"--vocab-size {10**21}", "vocab_size must be a number up to 1,000,000,000"),
+        ("--batch-size 100000000000", "batch_size must be a number up to"),
+        ("--batch-size 100000000", "these sizes make 1,600,000,000 tokens in a batch"),
+        ("--n-layer 1000000000", "weights in the model; ask for 1,000,000,000 at the most"),
+        ("--dropout nan", "dropout must be a number up to 1,000,000,000, got nan"),
+        ("--dropout 1", "dropout must be below 1"),
+        ("--learning-rate inf", "learning_rate must be a number up to"),
+        ("--device hpu", "no device 'hpu' can be used here"),
+    ],
+)
+def test_sizes_that_no_machine_has_are_refused_before_the_work(options, message, desk, capsys):
+    assert message in refused(options.split(), capsys)
+    assert not (desk / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("curve.csv", "mine", "has files that are not of a training run, such as curve.csv"),
+        ("partial/thesis.txt", "mine", "has files that are not of a training run, such as partial"),
+        ("settings.json", "[1, 2]", "settings.json is not of a training run"),
+        ("settings.json", '{"text": 1}', "settings.json is not of a training run"),
+        ("settings.json", "[" * 100_000, "settings.json is not of a training run"),
+        ("config.json", "{}", "has files that are not of a training run, such as config.json"),
+    ],
+)
+def test_a_folder_that_is_not_of_a_run_is_refused_and_stays_as_it_is(
+    name, content, message, desk, capsys
+):
+    file = desk / "theirs" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert message in refused(["--output", "theirs"], capsys)
+    assert [path for path in (desk / "theirs").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == content
+
+
+def test_what_else_lies_in_the_folder_of_a_run_stays(tmp_path):
+    train.train([TEXT], TINY, tmp_path, "cpu")
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "thesis.txt").write_text("mine")
+    train.train([TEXT], TINY, tmp_path, "cpu")
+    assert (tmp_path / "partial" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_corpus_that_is_a_pipe_is_refused_not_waited_for(desk):
+    os.mkfifo(desk / "pipe.txt")
+    for name in ("pipe.txt", "."):
+        with pytest.raises(ValueError, match="pipe.txt is no regular file"):
+            corpora.read_corpus(name)
+
+
+TRAIN_LONG = """
+import sys
+from experiments import train
+from tests.test_train import TEXT, TINY, replace
+settings = replace(TINY, max_iters=100_000, kept=3)
+train.train([TEXT], settings, sys.argv[1], "cpu")
+"""
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A process that trains in tmp_path/run for a long time; it has written a checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN_LONG, str(tmp_path / "run")], stdout=subprocess.DEVNULL
+    )
+    while not steps_in(tmp_path / "run"):
+        assert process.poll() is None, "the training ended by itself"
+        time.sleep(0.05)
+    yield process, tmp_path / "run"
+    process.kill()
+    process.wait()
+
+
+def test_a_second_training_in_a_folder_is_told_so_and_a_kill_leaves_it_free(training):
+    process, folder = training
+    settings = replace(TINY, max_iters=100_000, kept=3)
+    with pytest.raises(ValueError, match="another training is writing to .*run; wait for its end"):
+        train.train([TEXT], settings, folder, "cpu")
+    process.kill()
+    process.wait()
+    with locked(folder):
+        pass
+
+
+def test_a_run_can_be_read_at_any_moment_while_it_trains(training):
+    _, folder = training
+    sources = {GPT.from_pretrained(folder).source for _ in range(40)}
+    assert len(sources) > 1
+    assert induction_curve(folder, length=2, bases=2)
