@@ -8,7 +8,12 @@ logit(corrupted answer) - logit(clean answer) as a heatmap and a CSV.
 """
 
 import argparse
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # While the imports below take their seconds, Ctrl-C ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 

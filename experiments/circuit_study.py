@@ -7,8 +7,13 @@ right, how much of the logit difference the circuit keeps, on the pairs that it 
 others, and every edge with its score.
 """
 
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # While the imports below take their seconds, Ctrl-C ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from mingpt.common import command_parser, run_command
 from mingpt.interpretability import figures

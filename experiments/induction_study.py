@@ -10,11 +10,16 @@ quantities are, and what they do not show, stands in mingpt/interpretability/ind
 
 import csv
 import math
+import signal
 import sys
 from dataclasses import astuple, dataclass
 from itertools import groupby, product
 from operator import attrgetter
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # While the imports below take their seconds, Ctrl-C ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy
 import torch

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import math
+import signal
 import sys
 import textwrap
 from argparse import SUPPRESS
@@ -19,6 +20,10 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # While the imports below take their seconds, Ctrl-C ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from torch.nn import functional as F

@@ -9,10 +9,15 @@ mingpt/names.py; what was tried and measured stands in the model card beside the
 
 import math
 import random
+import signal
 import statistics
 import sys
 from dataclasses import dataclass
 from itertools import accumulate
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # While the imports below take their seconds, Ctrl-C ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from torch.nn import functional as F

@@ -3,7 +3,9 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,7 +157,10 @@ def run_command(function, options):
     """The exit code of a command, function(options): 0 if it ends.
 
     2 after a message on stderr for bad input, 1 if a check of the result fails, 130 after Ctrl-C.
+    SIGTERM ends the process with 143, after the removal of what was written in part.
     """
+    if threading.current_thread() is threading.main_thread():
+        _catch_signals()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # tokens may not fit the terminal
     try:
@@ -166,3 +171,17 @@ def run_command(function, options):
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _catch_signals():
+    """Make exceptions of Ctrl-C and of SIGTERM, unless they have been given another meaning."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, _terminate),
+    ):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, handler)
+
+
+def _terminate(number, _):
+    raise SystemExit(128 + number)

@@ -1,5 +1,6 @@
 """What all modules share: progress bars where they can be seen; files and folders whole or not."""
 
+import signal
 import subprocess
 import sys
 
@@ -91,3 +92,47 @@ def test_nothing_dies_where_a_program_closes_its_stderr_or_has_no_stdout(monkeyp
     monkeypatch.setattr(sys, "stdout", None)
     for i in common.progress_bar(range(2)):
         common.say(i)
+
+
+WRITE_LONG = """
+import sys, time
+from mingpt.common import atomic_write, run_command
+def work(path):
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        print("begun", flush=True)
+        time.sleep(60)
+sys.exit(run_command(work, sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_ended_removes_what_it_wrote_in_part(number, code, tmp_path):
+    command = [sys.executable, "-c", WRITE_LONG, str(tmp_path / "table.csv")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(60) == code
+        assert process.stderr.read() == ""
+    assert not [*tmp_path.iterdir()]
+
+
+COMMANDS = (
+    "interpretability",
+    "experiments.train",
+    "experiments.train_names",
+    "experiments.circuit_study",
+    "experiments.induction_study",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_while_a_command_imports_ends_it_without_a_traceback(command):
+    line = [sys.executable, "-X", "importtime", "-m", command, "--help"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, text=True, **pipes) as process:
+        next(line for line in process.stderr if "torch" in line or "numpy" in line)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait(60) == -signal.SIGINT  # which a shell shows as 130
