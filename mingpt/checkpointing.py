@@ -131,7 +131,8 @@ def load_newest(trainer):
             _load(trainer, step, folder)
         # For a file that is cut short or altered the readers raise errors of many types.
         except Exception as error:
-            faults.append(f"{folder.name} ({type(error).__name__}: {one_line(error)[:200]})")
+            reason = one_line(f"{type(error).__name__} {error}")[:200]
+            faults.append(f"{folder.name} ({reason})")
             continue
         for (_, damaged), fault in zip(steps[:position], faults):
             _set_aside(damaged)

@@ -121,16 +121,19 @@ class Log:
         """Each line is flushed when it is written."""
 
 
+def has_stderr():
+    """False in a program that was started without stderr, or has closed it."""
+    return sys.stderr is not None and not sys.stderr.closed
+
+
 def progress_bar(iterable=None, shown=True, **options):
     """A tqdm over the iterable, or with total=... to update by hand; shown=False is always silent.
 
     It shows on a terminal and in a notebook. Elsewhere it is silent, or with MINGPT_PROGRESS=1 in
     the environment writes a line a minute.
     """
-    # A program may have been started without stderr, or have closed it.
-    has_stderr = sys.stderr is not None and not sys.stderr.closed
-    is_seen = "ipykernel.zmqshell" in sys.modules or (has_stderr and sys.stderr.isatty())
-    if not is_seen and has_stderr and os.environ.get("MINGPT_PROGRESS") == "1":
+    is_seen = "ipykernel.zmqshell" in sys.modules or (has_stderr() and sys.stderr.isatty())
+    if not is_seen and has_stderr() and os.environ.get("MINGPT_PROGRESS") == "1":
         is_seen = True
         options |= {"file": Log(), "mininterval": BETWEEN_LINES, "maxinterval": BETWEEN_LINES}
     # The mean speed so far: the latest one leaps where steps differ in size.

@@ -17,7 +17,7 @@ import huggingface_hub
 import numpy
 from huggingface_hub import constants
 
-from mingpt.common import one_line
+from mingpt.common import has_stderr, one_line
 
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
@@ -206,7 +206,7 @@ def fetch(repo, revision, filename):
 
     for tries_left in reversed(range(TRIES)):
         try:
-            with quiet(show_bar=filename in WEIGHTS):
+            with quiet(show_bar=filename in WEIGHTS and has_stderr()):
                 return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
         except RemoteEntryNotFoundError:
             return None

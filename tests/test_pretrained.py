@@ -553,6 +553,12 @@ def test_a_terminal_sees_one_progress_bar_that_of_the_weights(whole, start, monk
     assert "config.json" not in sys.stderr.getvalue() and "merges.txt" not in sys.stderr.getvalue()
 
 
+def test_a_download_needs_no_stderr(whole, start, tmp_path, monkeypatch):
+    start({"owner/model": whole})
+    monkeypatch.setattr(sys, "stderr", None)
+    assert same(GPT.from_pretrained("owner/model"), whole, tmp_path)
+
+
 def test_a_model_cached_under_the_hubs_full_id_is_found_by_its_short_name(
     whole, start, tmp_path, monkeypatch
 ):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.kill_training import TEXT, kill_and_compare
 from experiments import corpora, train
+from mingpt import checkpointing
 from mingpt.checkpointing import locked
 from mingpt.hub import steps_in
 from mingpt.interpretability.activation_patching import patch_layers
@@ -513,6 +514,19 @@ def test_a_second_training_in_a_folder_is_told_so_and_a_kill_leaves_it_free(trai
     process.wait()
     with locked(folder):
         pass
+
+
+def test_where_the_system_has_no_folder_locks_a_file_that_goes_with_the_process_is_one(
+    tmp_path, monkeypatch
+):
+    """As on Windows, whose flag for such a file other systems do not have."""
+    monkeypatch.setattr(checkpointing, "fcntl", None)
+    monkeypatch.setattr(os, "O_TEMPORARY", 0, raising=False)
+    with locked(tmp_path), locked(tmp_path):
+        checkpointing.LOCKED.clear()  # as another process sees it
+        with pytest.raises(ValueError, match="another training is writing"), locked(tmp_path):
+            pass
+        checkpointing.LOCKED.add(tmp_path)
 
 
 def test_a_run_can_be_read_at_any_moment_while_it_trains(training):
