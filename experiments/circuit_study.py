@@ -1,4 +1,4 @@
-"""Which few edges of a model carry a task? They are found on 100 pairs and measured on others.
+"""Which few edges of a model carry a task? They are found on some pairs and measured on others.
 
     python -m experiments.circuit_study names --output docs/names_circuit.png
 
@@ -27,16 +27,23 @@ def study(options):
     """Find a circuit of the named model, measure it, draw it and write it."""
     # Before all the computing: a picture that cannot be written would be lost at the end.
     figures.check_output(options.output)
+    table = Path(options.output).with_suffix(".json")
+    if table.is_dir():
+        raise ValueError(f"cannot write '{table}': it is a folder")
+    if not 0 < options.keep <= 1:
+        raise ValueError(f"--keep must be above 0 and at most 1, got {options.keep}")
     model = GPT.from_pretrained(options.model)
-    # Another seed than find_circuit's, so that these are other pairs.
+    pairs = load_task(model, options.task, options.pairs)
     others = load_task(model, options.task, options.pairs, seed=1)
-    circuit = find_circuit(model, options.task, options.method).smaller(options.keep)
+    circuit = find_circuit(model, pairs, options.method).smaller(options.keep)
     print_measures(circuit, others)
     # The largest first; a negative score is an edge that speaks against the answer.
+    print("scores of the edges, in logits:")
     for sender, reader, score in circuit.edges:
         print(f"{sender:>8} -> {reader:8} {score:7.3f}")
     circuit.plot(options.output)
-    circuit.to_json(Path(options.output).with_suffix(".json"))
+    circuit.to_json(table)
+    print(f"Wrote {options.output} and {table}.")
 
 
 def print_measures(circuit, others):
@@ -51,25 +58,32 @@ def print_measures(circuit, others):
         f"{len(clean)} other pairs: right on {right:.1%}, "
         f"mean logit difference {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     )
-    print(
-        f"{circuit} of {int(runs.graph.possible.sum())} possible edges; "
-        f"faithfulness {circuit.faithfulness():.3f}, "
-        f"on the other pairs {circuit.faithfulness(others):.3f}; "
-        f"completeness, on the other pairs, {circuit.completeness(others):.3f}"
-    )
+    print(f"{circuit} of {int(runs.graph.possible.sum())} possible edges")
+    found_on = circuit.faithfulness()
+    print(f"faithfulness {found_on:.3f}, on the other pairs {circuit.faithfulness(others):.3f}")
+    print(f"completeness, on the other pairs, {circuit.completeness(others):.3f}")
 
 
 def main(arguments=None):
     """The command line: its exit code."""
     parser = command_parser(__doc__)
     parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
-    parser.add_argument("--task", default="name_recall", choices=TASKS)
-    parser.add_argument("--method", default="path_patching", choices=METHODS)
+    parser.add_argument("--task", default="name_recall", choices=TASKS, help="default: %(default)s")
     parser.add_argument(
-        "--keep", type=float, default=0.9, help="faithfulness of the circuit; default: %(default)s"
+        "--method", default="path_patching", choices=METHODS, help="default: %(default)s"
     )
     parser.add_argument(
-        "--pairs", type=int, default=300, help="pairs to measure it on; default: %(default)s"
+        "--keep",
+        type=float,
+        default=0.9,
+        help="share of the logit difference that the circuit keeps; default: %(default)s",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=100,
+        help="pairs to find it on, and other ones to measure it on; fewer are faster; "
+        "default: %(default)s of each",
     )
     parser.add_argument(
         "--output", default="circuit.png", help="default: %(default)s; and a .json beside it"

@@ -440,27 +440,69 @@ def test_the_estimates_order_the_edges_of_a_trained_model_like_the_exact_scores(
     assert torch.corrcoef(ranks)[0, 1] > 0.9  # Spearman
 
 
-def test_the_command_finds_draws_and_measures_a_circuit(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of the handmade model."""
     from mingpt import pretrained
 
     pretrained.save(induction_model(), tmp_path / "model")
-    output = str(tmp_path / "c.png")
-    arguments = [
-        "circuit_study",
-        str(tmp_path / "model"),
-        "--task",
-        "induction",
-        "--pairs",
-        "20",
-        "--output",
-        output,
-    ]
-    monkeypatch.setattr("sys.argv", arguments)
-    assert circuit_study.main() == 0
+    return str(tmp_path / "model")
+
+
+def test_the_command_finds_draws_and_measures_a_circuit(saved, tmp_path, capsys):
+    output = tmp_path / "c.png"
+    arguments = [saved, "--task", "induction", "--pairs", "20", "--output", str(output)]
+    assert circuit_study.main(arguments) == 0
     printed = capsys.readouterr().out
     assert (
         "20 other pairs: right on 100.0%" in printed and "Circuit(path_patching, 2 edges" in printed
     )
-    assert (tmp_path / "c.png").exists() and (tmp_path / "c.json").exists()
-    monkeypatch.setattr("sys.argv", [*arguments, "--pairs", "0"])
-    assert circuit_study.main() == 2
+    table = output.with_suffix(".json")
+    assert output.exists() and table.exists()
+    assert printed.endswith(f"Wrote {output} and {table}.\n")
+
+
+def test_the_search_takes_as_many_pairs_as_the_command_says(saved, tmp_path, monkeypatch):
+    counts = []
+
+    def search(model, task, method):
+        counts.append(sum(len(batch.clean) for batch in load_task(model, task)))
+        return find_circuit(model, task, method)
+
+    monkeypatch.setattr(circuit_study, "find_circuit", search)
+    arguments = [saved, "--task", "induction", "--output", str(tmp_path / "c.png")]
+    assert circuit_study.main([*arguments, "--pairs", "7"]) == 0
+    assert circuit_study.main(arguments) == 0
+    assert counts == [7, 100]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--pairs", "0"], "a task needs 1 pair or more, got 0"),
+        (["--pairs", "-3"], "a task needs 1 pair or more, got -3"),
+        (["--keep", "nan"], "--keep must be above 0 and at most 1, got nan"),
+        (["--keep", "0"], "--keep must be above 0 and at most 1, got 0.0"),
+        (["--output", "folder.png"], "folder.json': it is a folder"),
+    ],
+)
+def test_the_command_refuses_what_is_wrong_before_the_search(
+    saved, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.setattr(circuit_study, "find_circuit", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    assert circuit_study.main([saved, "--task", "induction", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "folder.json"}
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(saved, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(circuit_study, "find_circuit", interrupt)
+    arguments = [saved, "--task", "induction", "--output", str(tmp_path / "c.png")]
+    assert circuit_study.main(arguments) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "c.png").exists()

@@ -61,6 +61,8 @@ def _draw_pairs(model, name, count, seed):
         raise ValueError(
             f"no task {name!r}; the tasks are {', '.join(TASKS)}, or give pairs of your own"
         )
+    if count < 1:
+        raise ValueError(f"a task needs 1 pair or more, got {count}")
     rng = random.Random(seed)
     pairs = []
     reason = ""
