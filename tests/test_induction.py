@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.text import Text
 
 from experiments import induction_study
-from experiments.induction_study import columns, plot_curve, plot_study
+from experiments.induction_figures import columns, plot_curve, plot_study
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability.induction import (
@@ -211,6 +212,13 @@ def test_the_loss_on_the_repeats_is_that_of_forward_with_targets():
     torch.testing.assert_close(found, model(ids, targets)[1].detach(), **close)
 
 
+def test_without_prompts_it_draws_them():
+    model = random_model()
+    found = columns(study_induction(model, kinds=()))
+    drawn = columns(study_induction(model, draw_prompts(model), ()))
+    assert all(torch.equal(found[name], value) for name, value in drawn.items())
+
+
 def test_it_leaves_model_and_prompts_as_they_were():
     model = random_model()
     prompts = draw_prompts(model, N, B)
@@ -317,17 +325,28 @@ def test_the_curve_shows_when_the_head_forms(run_folder):
     )
     assert induction_study.read_losses(run_folder / "none") is None
     losses = induction_study.read_losses(run_folder)
-    above, below, training = plot_curve(curve, losses=losses).axes
+    above, below, in_context, training = plot_curve(curve, losses=losses).axes
     assert [line.get_ydata().tolist() for line in training.lines] == [[5, 1], [6, 2]]
     assert above.get_legend_handles_labels()[1][0] == "head 1.2"
     assert len(above.lines) == 8
     assert above.lines[0].get_ydata().tolist() == pytest.approx([first, last])
-    assert below.get_legend_handles_labels()[1] == ["loss(r)", "loss(c)", "ICL"]
+    assert below.get_legend_handles_labels()[1] == ["loss(r)", "loss(c)"]
+    assert in_context.get_legend_handles_labels()[1] == ["ICL"]
+    # One loss may lie on the other, and is still seen.
+    for axes in (below, training):
+        assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines)
+    _, errors = mean_error(
+        torch.stack([curve[step].attention_difference[:, 1, 2] for step in curve], 1)
+    )
+    bars = above.collections[0].get_segments()
+    assert [(top - bottom) / 2 for (_, bottom), (_, top) in bars] == pytest.approx(errors.tolist())
 
 
 def maps_of(figure):
-    """{title: Axes} of the maps in a picture, without their colour bars."""
-    return {axes.get_title(): axes for axes in figure.axes if axes.images}
+    """{name: Axes} of the maps in a picture, without their colour bars; the name is the first line
+    of the title, and what it means the second.
+    """
+    return {axes.get_title().split("\n")[0]: axes for axes in figure.axes if axes.images}
 
 
 def test_the_picture_shows_the_means_and_the_stripe(handmade):
@@ -335,22 +354,66 @@ def test_the_picture_shows_the_means_and_the_stripe(handmade):
     maps = maps_of(plot_study(model, draw_prompts(model), study))
     shown = {title: axes.images[0].get_array() for title, axes in maps.items()}
     for name, value in columns(study).items():
-        if value.ndim == 3 and "loss(c)" not in name:
+        if value.ndim == 3:
             torch.testing.assert_close(torch.from_numpy(shown[name].data), value.mean(0))
-    assert shown["1.2 on r"].shape == (32, 32)
-    assert shown["1.2 on r, pieces 2, 1"].shape == (8, 8)
-    assert (
-        shown["1.2 on r, pieces 2, 1"].diagonal(1).min()
-        > 0.99
-        > 0.5
-        > shown["1.2 on c, pieces 2, 1"].diagonal(1).max()
+    assert shown["in a whole repeat"].shape == (32, 32)
+    repeat, control = (shown[f"{name}, from piece 2 to piece 1"] for name in ("repeat", "control"))
+    assert repeat.shape == (8, 8)
+    assert repeat.diagonal(1).min() > 0.99 > 0.5 > control.diagonal(1).max()
+
+
+def texts_in(figure):
+    """Every text that stands in a figure."""
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def bars_of(figure):
+    """The labels of the colour bars in a figure."""
+    labels = (axes.get_ylabel() for axes in figure.axes if not axes.images)
+    return sorted(label for label in labels if label)
+
+
+def test_the_picture_says_what_it_shows_of_which_model_and_in_which_units(handmade):
+    model, study = handmade
+    model.name = "my $model$_1"
+    figure = plot_study(model, draw_prompts(model), study)
+    text = "\n".join(texts_in(figure))
+    assert "my $model$_1\n32 pieces of 8 random tokens" in text
+    assert "r, a repeat: a piece four times; c, its control: the piece, then three others" in text
+    assert "Delta = largest A(r)-A(c) of the others" in text
+    assert "head 1.2: its mean pattern" in text
+    bars = ["nats per token"] * 4 + ["share of attention"] * 8 + ["share that is lost"] * 2
+    assert bars_of(figure) == bars
+
+
+def test_the_control_is_drawn_on_the_scale_of_the_repeats(handmade):
+    model, study = handmade
+    maps = maps_of(plot_study(model, draw_prompts(model), study))
+    for kind in ("zero", "mean"):
+        limits = [maps[f"change of loss({prompt}), {kind}"].images[0].get_clim() for prompt in "rc"]
+        assert limits[0] == limits[1]
+
+
+def test_a_map_of_zeros_has_no_scale_and_noise_is_pale(handmade):
+    model, study = handmade
+    noise = torch.linspace(-1e-4, 1e-4, B)[:, None, None].expand(B, 2, 4) + 1e-5
+    changes = replace(
+        study.ablations["zero"],
+        change_of_delta=torch.zeros(B, 2, 4),
+        in_context_share_lost=noise,
     )
+    figure = plot_study(model, draw_prompts(model), replace(study, ablations={"zero": changes}))
+    maps = maps_of(figure)
+    assert "0 everywhere" in texts_in(maps["change of Delta, zero"])
+    assert bars_of(figure).count("share of attention") == 6
+    drawn = maps["ICL share lost, zero"].images[0]
+    assert abs(drawn.get_array()).max() < 0.1 * drawn.get_clim()[1]
 
 
 def test_layer_0_is_the_top_row_and_a_map_without_numbers_is_left_out(handmade):
     model, study = handmade
     drawn = maps_of(plot_study(model, draw_prompts(model), study))
-    assert len(drawn) == 12
+    assert len(drawn) == 14
     for axes in drawn.values():
         bottom, top = axes.get_ylim()
         assert bottom > top
@@ -374,8 +437,12 @@ def test_the_command_writes_pictures_and_table_and_prints_the_largest(run_folder
     model = induction_model()
     study = study_induction(model, draw_prompts(model, bases=8, seed=3))
     mean, error = (x[INDUCTION_HEAD].item() for x in mean_error(study.attention_difference))
-    assert f"A(r)-A(c)                 1.2 {mean:.3f} +- {error:.3f}" in printed
-    assert "'n': 8, 'length': 8, 'seed': 3" in printed
+    row = next(line for line in printed.splitlines() if line.startswith(" 1.2"))
+    assert row.endswith(f"{mean:.3f} +- {error:.3f}")
+    assert f"{run_folder}\n8 pieces of 8 random tokens; means +- standard errors\n" in printed
+    assert "{" not in printed and max(map(len, printed.splitlines()[1:-1])) < 80
+    files = [output / name for name in ("induction.png", "induction_curve.png", "induction.csv")]
+    assert printed.endswith("Wrote {}, {} and {}.\n".format(*files))
     assert "needed (zero): by Delta 0.1 1.2; " in printed
     with open(output / "induction.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
@@ -423,7 +490,35 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(
 ):
     assert induction_study.main([str(run_folder), "--output", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert induction_study.main(["./nothere", "--output", "new/study2"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_written_is_found_out_before_the_work(
+    run_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(induction_study.induction, "study_induction", None)
+    for name in ("induction.png", "induction_curve.png", "induction.csv"):
+        (tmp_path / name).mkdir()
+        assert induction_study.main([str(run_folder), "--output", str(tmp_path)]) == 2
+        assert f"{name}': it is a folder" in capsys.readouterr().err
+        (tmp_path / name).rmdir()
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(run_folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(induction_study.induction, "study_induction", interrupt)
+    assert induction_study.main([str(run_folder), "--output", str(tmp_path / "out")]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file_is_an_error(run_folder, tmp_path, capsys):

@@ -139,13 +139,13 @@ def _encode_text(model, text, least):
 
 
 @torch.no_grad()
-def study_induction(model, prompts, kinds=KINDS):
+def study_induction(model, prompts=None, kinds=KINDS):
     """The InductionStudy of a model.
 
-    prompts: of draw_prompts, or any such ids. kinds: "zero" puts 0 in the place of a head's z,
-    "mean" its mean over the controls; () ablates nothing. ValueError for ablations in a model with
-    a single head. Cost: 1 pass over the prompts, L*H for each kind, and for "mean" 1 more over the
-    controls.
+    prompts: of draw_prompts, or any such ids; None: draw_prompts(model). kinds: "zero" puts 0 in
+    the place of a head's z, "mean" its mean over the controls; () ablates nothing. ValueError for
+    ablations in a model with a single head. Cost: 1 pass over the prompts, L*H for each kind, and
+    for "mean" 1 more over the controls.
     """
     L = model.config.n_layer
     H = model.config.n_head
@@ -156,6 +156,8 @@ def study_induction(model, prompts, kinds=KINDS):
         )
     if not {*kinds} <= {*KINDS}:
         raise ValueError(f'kinds must be of "zero" and "mean", got {kinds}')
+    if prompts is None:
+        prompts = draw_prompts(model)
     prompts = prompts.to(model.lm_head.weight.device)
     study = _measure(model, prompts)
     for kind in kinds:
