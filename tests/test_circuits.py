@@ -1,12 +1,18 @@
 """Edges against patched runs of the public forward, gradients against finite differences, circuits
 against a model whose edges are known because its weights are written by hand."""
 
+import random
+import re
+
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.path import Path
 
 from experiments import circuit_study
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.interpretability import circuits
+from mingpt.interpretability.circuit_figure import draw_circuit
 from mingpt.interpretability.circuits import edge_attribution, find_circuit
 from mingpt.interpretability.graph import layout, record_base_runs, run_circuit
 from mingpt.interpretability.tasks import Batch, load_task
@@ -286,8 +292,81 @@ def test_a_circuit_comes_back_from_its_file(handmade, tmp_path):
 def test_the_picture_has_every_node_and_edge(handmade, tmp_path):
     figure = handmade.plot(tmp_path / "circuit.png")
     axes = figure.axes[0]
-    assert {text.get_text() for text in axes.texts} == {"embed", "0.1", "1.2", "logits"}
+    assert {text.get_text() for text in axes.texts} > {"embed", "0.1", "1.2", "logits"}
     assert len(axes.patches) == 5 and (tmp_path / "circuit.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def random_graph(n_layer, n_head, n_edges, seed=0):
+    """(nodes, edges) as draw_circuit takes them, of no model."""
+    rng = random.Random(seed)
+    order = ["embed"]
+    for layer in range(n_layer):
+        order += [f"{layer}.{head}" for head in range(n_head)] + [f"mlp {layer}"]
+    order.append("logits")
+    edges = []
+    while len(edges) < n_edges:
+        sender, reader = sorted(rng.sample(order, 2), key=order.index)
+        if sender.split(".")[0] != reader.split(".")[0]:
+            role = rng.choice([".q", ".k", ".v"]) if "." in reader else ""
+            edges.append((sender, reader + role, rng.uniform(-1, 3)))
+    used = {node.rstrip(".qkv") for edge in edges for node in edge[:2]}
+    return [node for node in order if node in used], edges
+
+
+@pytest.mark.parametrize(
+    "sizes", [(3, 2, 5), (12, 4, 45), (12, 4, 120), (12, 12, 60), (2, 16, 40), (24, 2, 80)]
+)
+def test_an_arrow_touches_no_node_but_its_own_two(sizes):
+    nodes, edges = random_graph(*sizes)
+    figure = draw_circuit(nodes, edges, "random")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = figure.axes[0]
+    boxes = {
+        text.get_text(): text.get_bbox_patch().get_window_extent()
+        for text in axes.texts
+        if text.get_text() in nodes
+    }
+    assert boxes.keys() == set(nodes) and len(axes.patches) == len(edges)
+    for (sender, reader, _), arrow in zip(edges, axes.patches):
+        path = arrow.get_transform().transform_path(arrow.get_path())
+        # The line and the head of the arrow, each by itself.
+        parts = [Path(points) for points in path.to_polygons(closed_only=False)]
+        for node, box in boxes.items():
+            is_touched = any(part.intersects_bbox(box, filled=False) for part in parts)
+            assert not is_touched or node in (sender, reader.rstrip(".qkv"))
+    # Nodes and the names of the layers lie apart, within the picture.
+    texts = [text.get_window_extent() for text in axes.texts]
+    for text in texts:
+        assert text.count_overlaps(texts) == 1
+        assert figure.bbox.x0 < text.x0 and text.x1 < figure.bbox.x1
+
+
+def test_the_picture_of_a_circuit_says_what_its_arrows_mean(handmade):
+    figure = handmade.plot()
+    title = figure.get_suptitle()
+    assert "5 edges (path_patching), faithfulness 1.000" in title
+    assert re.search(r"up to \d+\.\d\d logits", title) and "Circuit(" not in title
+    names = {text.get_text() for text in figure.axes[0].texts}
+    assert names == {"embed", "0.1", "1.2", "logits", "layer 0", "layer 1"}
+
+
+def legend_of(figure):
+    """The labels of a figure's legend."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_legend_names_only_what_is_drawn():
+    edges = [("embed", "0.1.v", 2.0), ("0.1", "logits", 3.0)]
+    figure = draw_circuit(["embed", "0.1", "logits"], edges, "small")
+    assert legend_of(figure) == ["read as value", "read by an MLP or the logits"]
+    edges = [("embed", "0.1.q", -2.0), ("0.1", "logits", 3.0)]
+    figure = draw_circuit(["embed", "0.1", "logits"], edges, "small")
+    assert legend_of(figure) == [
+        "read as query",
+        "read by an MLP or the logits",
+        "against the right answer",
+    ]
 
 
 def test_pairs_of_different_lengths_are_run_in_batches_of_equal_ones():

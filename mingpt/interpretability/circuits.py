@@ -279,7 +279,11 @@ class Circuit:
         """The matplotlib Figure: the embedding at the top, arrows as wide as the edges' scores."""
         if not self.mask.any():
             raise ValueError("the circuit has no edges to draw; take a lower threshold")
-        return figures.shown(draw_circuit(self.nodes, self.edges, repr(self)), path)
+        title = (
+            f"Circuit of {self.model.name or 'a model'}: {len(self.edges)} edges ({self.method}), "
+            f"faithfulness {self.faithfulness():.3f}"
+        )
+        return figures.shown(draw_circuit(self.nodes, self.edges, title), path)
 
     def __repr__(self):
         return f"Circuit({self.method}, {int(self.mask.sum())} edges, {len(self.nodes)} nodes)"
