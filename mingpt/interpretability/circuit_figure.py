@@ -104,7 +104,7 @@ def _route_edges(places, edges):
         x, y = ends[number]
         end = (x, y - HALF_HEIGHT)
         # Not all at the same distance, so that they do not lie on each other.
-        distance = AROUND + 0.03 * (number % 4)
+        distance = AROUND + 0.05 * (number % 4)
         paths.append(_route(start, end, places.values(), distance))
     return paths
 
@@ -132,14 +132,17 @@ def _spread(places, nodes, others):
 
 
 def _route(start, end, places, distance):
-    """The points of a way down from start to end: straight, but around the nodes between."""
+    """The points of a way down from start to end: straight, but around the nodes between.
+
+    distance: to the side of a node.
+    """
     start_x, start_y = start
     end_x, end_y = end
     slope = (end_x - start_x) / (end_y - start_y)
     clear = HALF_WIDTH + distance
     for x, y in places:
-        top = y - HALF_HEIGHT - distance
-        bottom = y + HALF_HEIGHT + distance
+        top = y - HALF_HEIGHT - AROUND
+        bottom = y + HALF_HEIGHT + AROUND
         if not start_y < top < bottom < end_y:
             continue
         # How far to the right of the node's middle a straight way would pass its top and bottom.
