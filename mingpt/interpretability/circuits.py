@@ -276,7 +276,10 @@ class Circuit:
         return cls(model, runs, mask & graph.possible, scores, method)
 
     def plot(self, path=None):
-        """The matplotlib Figure: the embedding at the top, arrows as wide as the edges' scores."""
+        """The matplotlib Figure: the embedding at the top, arrows as wide as the edges' scores.
+
+        Cost: as faithfulness, which stands in the title.
+        """
         if not self.mask.any():
             raise ValueError("the circuit has no edges to draw; take a lower threshold")
         title = (
