@@ -25,8 +25,8 @@ from mingpt.interpretability.readout import published_logit_diff
 MODEL = "gpt2"  # a name on the Hugging Face hub, a folder, or names, the model of this project
 CLEAN = "Michelle Jones was a top-notch student. Michelle"  # the text whose activations are put in
 CORRUPTED = "Michelle Smith was a top-notch student. Michelle"  # as many tokens, another name
-CLEAN_ANSWER = " Jones"  # one token, with its space; empty: the token in which CLEAN differs
-CORRUPTED_ANSWER = " Smith"  # the same for CORRUPTED
+CLEAN_ANSWER = ""  # one token, with its space; empty: the token in which CLEAN differs
+CORRUPTED_ANSWER = ""  # the same for CORRUPTED
 OUTPUT = "heatmap.png"  # .png, .svg or .pdf; the numbers go beside it, as .csv
 
 
@@ -90,16 +90,19 @@ def experiment(options):
     # Without a patch: can the model do the task?
     clean_answer, corrupted_answer = (reports.quote_token(tokenizer, i.item()) for i in answers)
     quantity = f"logit({corrupted_answer}) - logit({clean_answer})"
+    texts = torch.cat((clean, corrupted))
     with torch.no_grad():
-        model(torch.cat((clean, corrupted)))
+        logits, _ = model(texts)
     unpatched = {}
-    for name, logits in zip(("clean", "corrupted"), model.last_token_logits):
+    for name, end in zip(("clean", "corrupted"), logits[:, -1]):
         print(f"\nMost probable next tokens after the {name} text:")
-        print(reports.describe_next_tokens(tokenizer, logits))
-        unpatched[name] = published_logit_diff(logits, *answers).item()
+        print(reports.describe_next_tokens(tokenizer, end))
+        unpatched[name] = published_logit_diff(end, *answers).item()
     print()
     for name, difference in unpatched.items():
         print(f"{quantity} after the {name} text: {difference:.4f}")
+    for sentence in reports.describe_unexpected_answers(tokenizer, answers, texts, logits[:, -1]):
+        print(sentence)
     if not unpatched["clean"] < 0 < unpatched["corrupted"]:
         print("The model does not prefer each text's own answer: read what follows with care.")
 

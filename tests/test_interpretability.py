@@ -182,6 +182,25 @@ def test_empty_answers_are_taken_from_the_differing_token(folder, tmp_path):
     assert (tmp_path / "named.csv").read_text() == (tmp_path / "taken.csv").read_text()
 
 
+@pytest.mark.parametrize("answer", [None, " student", " waited", " Jones"])
+def test_an_answer_that_is_neither_in_a_text_nor_likely_is_told_beside_the_result(
+    tmp_path, capsys, answer
+):
+    """Whoever edits the texts alone asks for their own answers; only " Jones" cannot be meant."""
+    texts = "Anna {} was a top-notch student. Anna"
+    assert interpretability.CLEAN_ANSWER == interpretability.CORRUPTED_ANSWER == ""
+    flags = ["--model", "names", "--output", str(tmp_path / "o.png")]
+    flags += ["--clean", texts.format("Brown"), "--corrupted", texts.format("Green")]
+    flags += ["--clean-answer", answer] if answer else []
+    assert interpretability.main(flags) == 0
+    printed = capsys.readouterr().out
+    expected = answer or " Brown"
+    assert f"logit(' Green') - logit({expected!r}) after the clean text" in printed
+    sentence = "' Jones', the clean answer, stands in neither text and is none of the 20 most prob"
+    assert (sentence in printed) == (answer == " Jones")
+    assert printed.count("stands in neither text") == (answer == " Jones")
+
+
 BAD = {
     "different token counts": (
         {"corrupted": "ab Smith Smith"},
@@ -195,7 +214,7 @@ BAD = {
     "an answer of several tokens": (["--clean-answer", " Joan"], "is 3 tokens ( Jo|a|n)"),
     "answers that are the same": (["--clean-answer", " Smith"], "two different tokens"),
     "no answer for several differences": (
-        {"corrupted": "xb Smith ab", "more": ["--corrupted-answer", ""]},
+        {"corrupted": "xb Smith ab", "more": ["--clean-answer", " Jones"]},
         "differ at positions [0, 2], not at one; name the corrupted answer",
     ),
     "a corrupted text longer than the context": (
@@ -334,7 +353,7 @@ def test_an_edited_constant_was_asked_for(monkeypatch, name):
     "flag", ["--model", "--clean", "--corrupted", "--clean-answer", "--corrupted-answer"]
 )
 def test_a_flag_was_asked_for_even_if_it_repeats_the_default(flag):
-    default = {"--model": "gpt2", "--clean-answer": " Jones"}.get(flag, interpretability.CLEAN)
+    default = {"--model": "gpt2", "--clean-answer": ""}.get(flag, interpretability.CLEAN)
     assert not interpretability.parse([flag, default]).untouched
     assert interpretability.parse(["--output", "x.png", "--device", "cpu"]).untouched
 
@@ -366,11 +385,10 @@ def test_importing_the_package_loads_nothing_that_draws_or_downloads():
     ],
 )
 def test_the_other_pairs_just_work(tmp_path, corrupted, differing, capsys):
-    output = str(tmp_path / "o.png")
-    assert (
-        interpretability.main(["--model", "names", "--corrupted", corrupted, "--output", output])
-        == 0
-    )
+    # Where the texts differ at two positions the answers must be named.
+    answers = ["--clean-answer", " Jones", "--corrupted-answer", " Smith"]
+    texts = ["--model", "names", "--corrupted", corrupted]
+    assert interpretability.main([*texts, *answers, "--output", str(tmp_path / "o.png")]) == 0
     assert re.findall(r"^ +(\d+) .*<- differs$", capsys.readouterr().out, re.M) == differing
 
 

@@ -13,9 +13,10 @@ SHOWCASE = {
     "model": "gpt2",
     "clean": "Michelle Jones was a top-notch student. Michelle",
     "corrupted": "Michelle Smith was a top-notch student. Michelle",
-    "clean_answer": " Jones",
-    "corrupted_answer": " Smith",
+    "clean_answer": "",
+    "corrupted_answer": "",
 }
+LIKELY = 20  # so many of the most probable next tokens are shown; an answer among them is likely
 
 
 def load_model(name, may_stand_in=False):
@@ -53,7 +54,7 @@ def describe_pair(tokenizer, clean, corrupted):
     return "\n".join(lines)
 
 
-def describe_next_tokens(tokenizer, logits, count=20):
+def describe_next_tokens(tokenizer, logits, count=LIKELY):
     """The most probable next tokens, of last-token logits (V,), with their probabilities."""
     top = logits.softmax(-1).topk(min(count, len(logits)))
     lines = ["position  index  token           probability"]
@@ -62,6 +63,25 @@ def describe_next_tokens(tokenizer, logits, count=20):
         token = quote_token(tokenizer, index)
         lines.append(f"{rank:8}  {index:5}  {token:14}  {probability:11.4f}")
     return "\n".join(lines)
+
+
+def describe_unexpected_answers(tokenizer, answers, texts, logits):
+    """Sentences, a list: one for each answer that is in no text and is no likely next token.
+
+    answers: the clean and the corrupted id, (1,) each. texts: ids (2,T), and logits (2,V) of their
+    last tokens: of the clean and the corrupted text.
+    """
+    sentences = []
+    for name, answer, end in zip(("clean", "corrupted"), answers, logits):
+        is_likely = (end > end[answer]).sum() < LIKELY
+        if is_likely or (texts == answer).any():
+            continue
+        sentences.append(
+            f"{quote_token(tokenizer, answer.item())}, the {name} answer, stands in neither text "
+            f"and is none of the {LIKELY} most probable tokens after the {name} text.\n"
+            "Is it the answer that you mean? Left empty, it is the token in which the text differs."
+        )
+    return sentences
 
 
 def describe_strongest_cell(differences, tokens, clean, corrupted):
