@@ -208,7 +208,7 @@ class GPT(nn.Module):
         patch_params: a (layer, position, activation), a Patch, or a list of them. A site is patched
         first, then stored.
         After every call self.last_token_logits is a detached copy of the last position's logits
-        (B,V).
+        (B,V). These attributes are of the latest call, of whichever thread: they belong to one.
         """
         stored = as_store(store_activations)
         x = self.stream(idx, as_patches(patch_params), stored)  # (B,T,C)

@@ -1,6 +1,8 @@
 """Sweeps against the brute-force loop over the public forward, cell by cell; ablations against
 single patched runs."""
 
+import pickle
+
 import numpy
 import pytest
 import torch
@@ -10,14 +12,17 @@ from torch.nn import functional as F
 
 from mingpt import common
 from mingpt.bpe import BPETokenizer, Encoder
+from mingpt.common import CheckFailed
 from mingpt.interpretability import partial_runs
 from mingpt.interpretability.activation_patching import (
     ablate_component,
     ablate_heads,
     attribution_patching,
+    check_cells,
     get_activations,
     patch_activation,
     patch_layers,
+    patch_loop,
     path_patching,
 )
 from mingpt.model import GPT, SITES, GPTConfig, Patch
@@ -87,8 +92,10 @@ def assert_equals_loop(
     )
     expected = loop(model, source, target, site, each_position)
     found = result.logit_diff[None] if len(clean) == 1 else result.logit_diff
-    assert found.shape == expected.shape and found.dtype == model.lm_head.weight.dtype
-    assert (found - expected).abs().max() <= tolerance(expected, found.dtype)
+    assert found.shape == expected.shape and found.dtype == torch.promote_types(
+        model.lm_head.weight.dtype, torch.float32
+    )
+    assert (found - expected).abs().max() <= tolerance(expected, expected.dtype)
 
 
 @pytest.mark.parametrize("each_position", [True, False])
@@ -654,3 +661,133 @@ def test_the_progress_bar_moves_while_one_portion_is_under_way(monkeypatch):
     clean, corrupted = pairs(1, 6, [[1]])
     patch_layers(make_model(), clean, corrupted, RIGHT, WRONG)
     assert len(steps) == 4 and sum(steps) == pytest.approx(4 * 5) and steps == sorted(steps)
+
+
+PAIRS = [  # the changed token decides the answer, or hardly matters
+    ("Michelle Jones was a top-notch student. Michelle", " Jones", " Smith"),
+    ("The garden was cold. Then the", " garden", " town"),
+    ("The garden was cold. Anna Brown went out, and", " garden", " town"),
+]
+
+
+def lower_logits(model, shift):
+    """Make every logit so much lower: one number of the normalised stream becomes a constant 1."""
+    model.requires_grad_(False)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    model.requires_grad_(False)
+    model.transformer.ln_f.weight[0] = 0
+    model.transformer.ln_f.bias[0] = 1
+    model.lm_head.weight[:, 0] = -shift
+    return model
+
+
+@pytest.mark.parametrize("shift", [0, 60, 100, 300])
+def test_the_check_of_a_sweep_knows_rounding_from_a_wrong_cell_however_large_the_logits(shift):
+    """GPT-2's logits lie near -100; what they round away is no fault of the sweep."""
+    model = lower_logits(GPT.from_pretrained("names"), shift)
+    for clean, *answers in PAIRS:
+        ids = [model.tokenizer(text) for text in (clean, clean.replace(*answers))]
+        result = patch_layers(model, *ids, *answers)
+        assert "3 cells" in check_cells(model, *ids, result)
+        right = result.vectors["patched"]
+        unpatched = result.vectors["corrupted"]
+        for wrong in (right.roll(1, 1), right.roll(1, 2), right + 0.05 * (right - unpatched)):
+            result.vectors["patched"] = wrong
+            with pytest.raises(CheckFailed, match="more than rounding"):
+                check_cells(model, *ids, result)
+
+
+def test_what_comes_back_is_of_the_own_run_whatever_else_the_model_runs_meanwhile():
+    """Another thread's run between the forward call and its caller; here a hook's."""
+    model = make_model()
+    clean, corrupted = pairs(1, 5, [[1]])
+    answers = torch.tensor([RIGHT]), torch.tensor([WRONG])
+
+    def results():
+        result = patch_layers(model, clean, corrupted, *answers)
+        check_cells(model, clean, corrupted, result)
+        return [
+            patch_activation(model, corrupted, 1, 2, torch.zeros(())),
+            patch_loop(model, clean, corrupted, *answers),
+            get_activations(model, clean)["resid_post"][2],
+            result.logit_diff,
+        ]
+
+    alone = results()
+    runs_other = model.register_forward_hook(
+        lambda *call: GPT.forward(model, corrupted.flip(1), store_activations=True) and None
+    )
+    meanwhile = results()
+    runs_other.remove()
+    assert all(map(torch.equal, alone, meanwhile))
+
+
+def changed_elsewhere(model):
+    """A row of the output matrix that is no answer's, changed as PyTorch does not count it."""
+    model.lm_head.weight.data[7] += 1
+
+
+def trained(model):
+    model(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))[1].backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("change", [GPT.half, GPT.float, changed_elsewhere, trained])
+def test_what_happens_to_the_model_later_does_not_change_a_result(change):
+    model, (clean, corrupted) = make_model(), pairs(2, 5, [[1], [2]])
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
+    same = ["logit_diff", "clean", "corrupted", "normalized"]
+    whole = ["probability", "log_prob", "kl"]
+    before = {name: getattr(result, name) for name in same + whole}
+    change(model)
+    # In the place of its weights a model may get new ones; changed in place, they are lost.
+    is_in_place = change in (changed_elsewhere, trained)
+    for name, value in before.items():
+        if is_in_place and name in whole:
+            with pytest.raises(ValueError, match="has changed since the runs.*run patch_layers ag"):
+                getattr(result, name)
+        else:
+            torch.testing.assert_close(getattr(result, name), value, rtol=0, atol=0)
+
+
+def test_a_pickled_result_is_without_the_model():
+    model, (clean, corrupted) = make_model(), pairs(1, 5, [[1]])
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
+    again = pickle.loads(pickle.dumps(result))
+    assert b"GPT" not in pickle.dumps(result)
+    assert again.logit_diff.equal(result.logit_diff) and repr(again) == repr(result)
+    assert again.normalized.equal(result.normalized)
+    for measure in ("kl", "probability"):
+        with pytest.raises(ValueError, match="without the output matrix.*run patch_layers again"):
+            getattr(again, measure)
+    assert result.kl.shape == (4, 5)  # the result itself keeps its own
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_no_divergence_is_negative(direction):
+    for seed in range(5):
+        model = make_model(dtype=torch.float32, seed=seed)
+        clean, corrupted = pairs(2, 6, [[4], [5]])
+        result = patch_layers(model, clean, corrupted, RIGHT, WRONG, direction=direction)
+        assert result.kl.min() >= 0 and result.kl.max() > 0
+
+
+def test_nothing_can_be_normalized_where_both_runs_say_the_same():
+    model, (clean, corrupted) = make_model(), pairs(2, 5, [[1], [2]])
+    model.lm_head.weight.data[WRONG] = model.lm_head.weight.data[RIGHT]
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
+    with pytest.raises(ValueError, match="the same logit difference.*read logit_diff"):
+        result.normalized  # noqa: B018
+
+
+def test_measures_in_bf16_are_not_rounded_to_bf16():
+    """At -100 bf16 knows halves alone."""
+    model = lower_logits(make_model(dtype=torch.bfloat16), 100)
+    clean, corrupted = pairs(1, 5, [[1]])
+    result = patch_layers(model, clean, corrupted, RIGHT, WRONG)
+    logits = result.vectors["patched"][0].double() @ model.lm_head.weight.double().T
+    assert logits.max() < -90
+    found = result.log_prob.double()
+    assert found.sub(logits.log_softmax(-1)[..., RIGHT]).abs().max() < 1e-4
+    expected = logits[..., WRONG] - logits[..., RIGHT]
+    assert result.logit_diff.double().sub(expected).abs().max() < 1e-4

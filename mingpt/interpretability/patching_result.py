@@ -5,14 +5,14 @@ normalized, probability, log-probability, and KL divergence from the clean run. 
 Heimersheim & Nanda 2024 (arXiv 2404.15255), Zhang & Nanda 2023 (arXiv 2309.16042).
 """
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 
 from mingpt.common import atomic_write
 from mingpt.interpretability import figures
 from mingpt.interpretability.inputs import token_texts
-from mingpt.interpretability.readout import answer_direction, logit_diff
+from mingpt.interpretability.readout import answer_direction
 from mingpt.model import GPT
 from mingpt.sites import SITES_WITH_HEADS
 
@@ -21,19 +21,34 @@ from mingpt.sites import SITES_WITH_HEADS
 class PatchingResult:
     """What the patched runs of patch_layers say at the last token.
 
-    Measures are worked out when they are read.
+    Measures are worked out when they are read, from the final residual vectors and the two rows of
+    the output matrix that are kept here: what happens to the model later changes nothing.
+    probability, log_prob and kl need the whole matrix, which is the model's own: ValueError if its
+    weights have changed in place, or if the result was unpickled or copied, which leaves it behind.
     Shapes: "cells" is (L,T); (L,H,T) at sites with heads; (L,) or (L,H) where whole sequences were
     patched; and with a B before it where B pairs were given. clean and corrupted, the unpatched
     runs, are () or (B,).
     """
 
-    model: GPT
-    vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): final residual vectors
+    model: InitVar[GPT]
+    vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): after the final norm
     answers: torch.Tensor  # (B,2): the clean, the corrupted answer
     tokens: list  # the corrupted input's, as texts; of the first pair
     site: str
     direction: str  # denoise or noise
     single: bool  # one pair was given, not a list of pairs
+
+    def __post_init__(self, model):
+        self.model_name = model.name
+        self.direction_of_answers = answer_direction(model, *self.answers.T)  # (B,C)
+        self.answer_texts = None
+        if model.tokenizer is not None:
+            self.answer_texts = token_texts(model, self.answers[0])  # of the first pair
+        self._matrix = model.lm_head.weight.detach()  # (V,C), no copy
+        self._fingerprint = self._logits(self.vectors["clean"][0], self._matrix)  # (V,)
+
+    def __getstate__(self):
+        return vars(self) | {"_matrix": None}
 
     @property
     def logit_diff(self):
@@ -57,18 +72,26 @@ class PatchingResult:
     def normalized(self):
         """cells: (patched - corrupted) / (clean - corrupted) of the logit differences.
 
-        0 = as in the corrupted run, 1 = as in the clean run.
+        0 = as in the corrupted run, 1 = as in the clean run. ValueError if these are the same.
         """
+        whole = self.clean - self.corrupted
+        if (whole == 0).any():
+            raise ValueError(
+                "the clean and the corrupted run have the same logit difference, so there is "
+                "nothing of which a patch could restore a share; read logit_diff instead"
+            )
         # B goes last, where the B unpatched runs broadcast to all cells; one pair has no B.
         restored = self.logit_diff.movedim(0, -1) - self.corrupted
-        return (restored / (self.clean - self.corrupted)).movedim(-1, 0)
+        return (restored / whole).movedim(-1, 0)
 
     @property
     def log_prob(self):
         """cells: log-probability of the clean answer, in nats."""
+        matrix = self._unchanged_matrix()
 
         def of_clean_answer(vectors, pair):
-            return self._log_probs(vectors)[..., self.answers[pair, 0]]
+            logits = self._logits(vectors, matrix)
+            return logits.log_softmax(-1)[..., self.answers[pair, 0]]
 
         return self._read("patched", of_clean_answer)
 
@@ -80,10 +103,13 @@ class PatchingResult:
     @property
     def kl(self):
         """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
+        matrix = self._unchanged_matrix()
 
         def divergence(vectors, pair):
-            clean = self._log_probs(self.vectors["clean"][pair])
-            return (clean.exp() * (clean - self._log_probs(vectors))).sum(-1)
+            clean = self._logits(self.vectors["clean"][pair], matrix).log_softmax(-1)
+            patched = self._logits(vectors, matrix).log_softmax(-1)
+            kl = (clean.exp() * (clean - patched)).sum(-1)
+            return kl.clamp_min(0)  # rounding may take it below
 
         return self._read("patched", divergence)
 
@@ -109,9 +135,9 @@ class PatchingResult:
     @property
     def quantity(self):
         """What logit_diff is, in words."""
-        if len(self.answers) > 1 or self.model.tokenizer is None:
+        if len(self.answers) > 1 or self.answer_texts is None:
             return "logit(corrupted answer) - logit(clean answer)"
-        clean, corrupted = token_texts(self.model, self.answers[0])
+        clean, corrupted = self.answer_texts
         return f"logit({corrupted!r}) - logit({clean!r})"
 
     def __repr__(self):
@@ -137,13 +163,33 @@ class PatchingResult:
         """(B,cells): corrupted - clean answer; of one pair cells."""
 
         def difference(vectors, pair):
-            direction = answer_direction(self.model, *self.answers[pair])  # (C,)
-            return -logit_diff(self.model, vectors, direction).to(vectors.dtype)
+            direction = self.direction_of_answers[pair]  # (C,)
+            return -(vectors * direction).sum(-1)  # the published sign
 
         return self._read(name, difference)
 
-    def _log_probs(self, vectors):
-        return self.model.lm_head(self.model.transformer.ln_f(vectors)).log_softmax(-1)
+    @staticmethod
+    def _logits(vectors, matrix):
+        """(...,V) in fp32 or wider: in bf16 logits near -100 would be rounded to halves."""
+        wide = torch.promote_types(matrix.dtype, torch.float32)
+        return vectors.to(wide) @ matrix.to(wide).mT  # (...,C) @ (C,V) -> (...,V)
+
+    def _unchanged_matrix(self):
+        """The output matrix (V,C); ValueError if it is not there, or not what it was."""
+        if self._matrix is None:
+            raise ValueError(
+                "a result that was unpickled or copied is without the output matrix, which "
+                "probability, log_prob and kl need; read them before, or run patch_layers again"
+            )
+        logits = self._logits(self.vectors["clean"][0], self._matrix)
+        largest = self._fingerprint.abs().max()
+        # Another number of threads may round in another order.
+        if not (logits - self._fingerprint).abs().max() <= 1e-5 * largest:
+            raise ValueError(
+                "the model's output matrix has changed since the runs; probability, log_prob and "
+                "kl would be of two different models: run patch_layers again"
+            )
+        return self._matrix
 
     @torch.no_grad()
     def _read(self, name, measure):
