@@ -25,6 +25,7 @@ from mingpt.interpretability.activation_patching import (
     patch_loop,
     path_patching,
 )
+from mingpt.interpretability.edges import edge_attribution
 from mingpt.model import GPT, SITES, GPTConfig, Patch
 from mingpt.sites import SITES_WITH_HEADS
 
@@ -577,6 +578,7 @@ def test_components_take_the_numbers_of_other_libraries():
     "call",
     [
         lambda model, ids, other: get_activations(model, ids),
+        lambda model, ids, other: patch_activation(model, ids, 1, 2, torch.zeros(())),
         lambda model, ids, other: patch_layers(model, ids, other, RIGHT, WRONG),
         lambda model, ids, other: ablate_component(model, ids, (1, "mlp")),
         lambda model, ids, other: ablate_heads(model, ids),
@@ -592,6 +594,33 @@ def test_nan_and_training_mode_are_errors_everywhere(call):
     model.eval().transformer.h[2].mlp.c_fc.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite"):
         call(model, ids, other)
+    model.transformer.h[2].mlp.c_fc.bias.data[0] = 0
+    call(model, ids, other)
+    model.lm_head.weight.data[7, 2] = float("nan")  # the row of a token that is no answer
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        call(model, ids, other)
+
+
+def test_autocast_and_gradients_in_inference_mode_are_refused_in_a_sentence():
+    model, pair = make_model(dtype=torch.float32), pairs(1, 5, [[1]])
+    with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast.*turn it off"):
+        patch_layers(model, *pair, RIGHT, WRONG)
+    circuit = [(*pair, RIGHT, WRONG)]
+    calls = [
+        lambda model: attribution_patching(model, *pair, RIGHT, WRONG),
+        lambda model: edge_attribution(model, circuit, "eap"),
+    ]
+    for call in calls:
+        with torch.no_grad():
+            call(model)
+        with torch.inference_mode(), pytest.raises(ValueError, match="no gradients.*outside"):
+            call(model)
+    with torch.inference_mode():
+        result = patch_layers(model, *pair, RIGHT, WRONG)
+        born = make_model(dtype=torch.float32)
+    assert result.kl.min() >= 0
+    with pytest.raises(ValueError, match="no gradients.*outside"):
+        calls[0](born)
 
 
 def test_answers_that_cannot_be_meant_are_refused():

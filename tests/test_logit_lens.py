@@ -4,6 +4,7 @@ Attribution against its sum, TransformerLens's numbers and runs that leave a par
 stream.
 """
 
+import copy
 import json
 import math
 
@@ -473,3 +474,20 @@ def test_the_parts_of_a_logit_are_drawn_with_every_head_and_mlp(tmp_path):
     assert shown[1, 0] == parts.heads[1, 0].item() and shown[1, -1] == parts.mlps[1].item()
     assert axes.images[0].origin == "upper"  # layer 0 is the top row
     assert (tmp_path / "parts.svg").exists()
+
+
+def test_in_fp16_the_parts_sum_to_the_whole_where_the_stream_is_large():
+    """A deviation above 256 has a variance above 65504, where fp16 ends."""
+    model = make_model().half()
+    model.transformer.h[1].mlp.c_proj.weight.data *= 3000
+    model(IDS, store_activations=True)
+    assert model.layer_activations[3][0, -1].float().std() > 300
+    parts = logit_attribution(model, IDS, 3, 5)
+    wide = logit_attribution(copy.deepcopy(model).double(), IDS, 3, 5)
+    for name, value in vars(parts).items():
+        if value is not None:
+            expected = getattr(wide, name)
+            # fp16 has 11 bits, and rounds the stream by some of them.
+            torch.testing.assert_close(value.double(), expected, rtol=0.02, atol=0.01)
+    added = sum(v.sum() for name, v in vars(parts).items() if name not in ("total", "neurons"))
+    assert added.item() == pytest.approx(parts.total.item(), abs=0.01)

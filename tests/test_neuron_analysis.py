@@ -3,6 +3,7 @@
 And against neurons built by hand.
 """
 
+import copy
 import gc
 import re
 from dataclasses import astuple
@@ -347,6 +348,19 @@ def test_the_ablations_are_those_of_the_public_forward():
                 )
                 assert ablation.item() == pytest.approx(same, abs=1e-12)
     assert 0 < sum(important_neurons(model, ids, RIGHT, WRONG, k=52).disagree) < 52
+
+
+def test_direct_parts_in_fp16_are_right_where_the_stream_is_large():
+    """A deviation above 256 has a variance above 65504, where fp16 ends."""
+    model, ids = make_model(torch.float16), make_texts((5,))[0][None]
+    model.transformer.h[1].mlp.c_proj.weight.data *= 3000
+    found = important_neurons(model, ids, RIGHT, WRONG, k=4)
+    right = important_neurons(copy.deepcopy(model).double(), ids, RIGHT, WRONG, k=4)
+    assert found.neurons == right.neurons and right.direct.abs().max() > 0.1
+    for name in ("direct", "ablation"):
+        values = getattr(found, name).double()
+        # fp16 has 11 bits, and rounds the stream by some of them.
+        torch.testing.assert_close(values, getattr(right, name), rtol=0.05, atol=0.01)
 
 
 def test_the_table_says_where_the_two_disagree():

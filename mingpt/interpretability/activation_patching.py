@@ -49,6 +49,7 @@ def _run_patch(model, ids, patch):
     """
     runs.check_model(model)
     logits, _ = model(ids, patch_params=patch)
+    check_finite(logits[:, -1])
     return logits[:, -1].clone()  # a view would keep all of logits
 
 

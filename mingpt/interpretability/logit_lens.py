@@ -288,8 +288,8 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
         mlps=of_neurons.sum(-1),
         attention_biases=attention_biases,
         mlp_biases=mlp_biases,
-        embedding=gpt.wte.weight[ids[0, -1]] @ reads,
-        position=gpt.wpe.weight[ids.size(1) - 1] @ reads,
+        embedding=gpt.wte.weight[ids[0, -1]].to(reads) @ reads,
+        position=gpt.wpe.weight[ids.size(1) - 1].to(reads) @ reads,
         final_bias=gpt.ln_f.bias.to(direction) @ direction,
         total=readout.logit_diff(model, ends["resid_post"][-1], direction),
     )
@@ -305,8 +305,8 @@ def read_outputs(model, part, reads):
     part: attn, whose inputs are z, or mlp, whose inputs are mlp_post. reads: of read_end.
     """
     layers = [getattr(block, part).c_proj for block in model.transformer.h]
-    weights = torch.stack([reads @ layer.weight for layer in layers])
-    biases = torch.stack([reads @ layer.bias for layer in layers])
+    weights = torch.stack([reads @ layer.weight.to(reads) for layer in layers])
+    biases = torch.stack([reads @ layer.bias.to(reads) for layer in layers])
     return weights, biases
 
 
@@ -315,7 +315,7 @@ def read_end(model, text, answer, other):
 
     ends: {site: (L,...)} of z, mlp_post and resid_post at the last token, where the final residual
     vector is x. direction . ln_f(x) is logit(answer) [- logit(other)]; reads . y is what a part y
-    of x adds to it, the norm's scale held at that of x.
+    of x adds to it, the norm's scale held at that of x. Both are in fp32 or wider.
     """
     ids = encode_one(model, text)
     ends = {}
@@ -329,6 +329,7 @@ def read_end(model, text, answer, other):
     direction = readout.answer_direction(model, answer_id, other_id)[0]
     # With its scale held, the norm takes off the mean, divides, and multiplies by its weight.
     reads = direction * ln_f.weight
-    scale = (x.var(correction=0) + ln_f.eps).sqrt()
+    # The direction's dtype is wide: in fp16 a deviation above 256 has no variance.
+    scale = (x.to(direction).var(correction=0) + ln_f.eps).sqrt()
     reads = (reads - reads.mean()) / scale
-    return ids, ends, direction, reads.to(x.dtype)
+    return ids, ends, direction, reads

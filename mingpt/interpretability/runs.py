@@ -18,7 +18,13 @@ def check_model(model):
         raise ValueError(
             "the model is in training mode, where dropout is noise; call model.eval() first"
         )
-    check_mps(model.lm_head.weight.device)
+    device = model.lm_head.weight.device
+    check_mps(device)
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "under torch.autocast a run rounds where the model does not say so; turn it off, and "
+            "give the model the dtype that you want, such as model.to(torch.bfloat16)"
+        )
 
 
 def run(model, ids, patches=(), stored=None):
@@ -26,11 +32,12 @@ def run(model, ids, patches=(), stored=None):
 
     patches: a list of Patch. stored: {site: {}}, which the run fills. The model itself keeps
     nothing of the run. ValueError in training mode, and where the result is not finite. Cost: 1
-    pass, without the output matrix.
+    pass, of the output matrix the last token alone.
     """
     check_model(model)
     x = model.stream(ids, patches, stored)
-    check_finite(model.transformer.ln_f(x[:, -1]))
+    with torch.no_grad():
+        check_finite(model.lm_head(model.transformer.ln_f(x[:, -1])))  # (B,V)
     return x
 
 
@@ -57,8 +64,14 @@ def record_pair(model, first, second, sites):
 def record_with_gradient(model, ids, sites, patches=()):
     """(final residual stream (B,T,C), {(site, layer): tensor}) of one run.
 
-    Autograd can differentiate the first by the others. Cost: 1 pass.
+    Autograd can differentiate the first by the others. ValueError in torch.inference_mode. Cost: 1
+    pass.
     """
+    if torch.is_inference_mode_enabled() or model.lm_head.weight.is_inference():
+        raise ValueError(
+            "there are no gradients in torch.inference_mode; load the model and call this outside "
+            "of it (torch.no_grad does no harm)"
+        )
     recorded = {}
 
     def keep(site, layer, x):
