@@ -236,6 +236,9 @@ class BPETokenizer:
             encoder = read_encoder(files.find("merges.txt"), files.find("vocab.json"))
         self.encoder = encoder
 
+    def __repr__(self):
+        return f"{type(self).__name__}({self.n_vocab} tokens)"
+
     @classmethod
     def from_files(cls, merges_path, vocab_path=None):
         """The tokenizer of a merges file and, if given, a vocab.json with the ids of its tokens."""

@@ -253,6 +253,11 @@ class GPT(nn.Module):
         return x
 
     def _check_ids(self, idx):
+        if not isinstance(idx, torch.Tensor):
+            raise ValueError(
+                f"idx must be a tensor of token ids (B, T), got {idx!r:.60}; "
+                "model.tokenizer(text) gives the ids of a text"
+            )
         if idx.ndim != 2 or idx.is_floating_point():
             raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
         T = idx.size(1)

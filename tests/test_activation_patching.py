@@ -820,3 +820,38 @@ def test_measures_in_bf16_are_not_rounded_to_bf16():
     assert found.sub(logits.log_softmax(-1)[..., RIGHT]).abs().max() < 1e-4
     expected = logits[..., WRONG] - logits[..., RIGHT]
     assert result.logit_diff.double().sub(expected).abs().max() < 1e-4
+
+
+def test_answers_that_are_left_out_are_the_differing_tokens():
+    model = text_model()
+    pair = ("abcab", "axcab")
+    for call in (
+        lambda *answers: patch_layers(model, *pair, *answers).logit_diff,
+        lambda *answers: patch_loop(model, *pair, *answers),
+        lambda *answers: attribution_patching(model, *pair, *answers)["resid_post"],
+        lambda *answers: path_patching(model, *pair, None, "logits", *answers),
+    ):
+        assert torch.equal(call(), call("b", "x"))
+    with pytest.raises(ValueError, match=r"differ at positions \[1, 2\].*name the clean answer"):
+        patch_layers(model, "abcab", "axxab")
+
+
+@pytest.mark.parametrize(
+    "answer, advice",
+    [
+        (" Jones Smith", r"is 2 tokens \( Jones\| Smith\); it must be one: give one of them"),
+        ("Jones", "it must be one: mind the leading space: ' Jones' is one"),
+    ],
+)
+def test_an_answer_of_several_tokens_is_told_what_to_do(answer, advice):
+    model = GPT.from_pretrained("names")
+    with pytest.raises(ValueError, match=advice):
+        patch_layers(model, "Anna Jones", "Anna Smith", answer)
+
+
+def test_texts_that_are_the_same_are_numbered_where_there_are_several():
+    model = text_model()
+    with pytest.raises(ValueError, match="the corrupted text are the same"):
+        patch_layers(model, "ab", "ab")
+    with pytest.raises(ValueError, match="the corrupted text 1 are the same"):
+        patch_layers(model, ["ab", "ab"], ["xb", "ab"])

@@ -372,3 +372,7 @@ def test_a_tokenizer_can_be_copied_and_pickled(small):
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert other.encode("the cat") == small.encode("the cat")
         assert other.encoder is not small.encoder
+
+
+def test_a_tokenizer_says_how_many_tokens_it_has():
+    assert repr(BPETokenizer(Encoder([]))) == "BPETokenizer(257 tokens)"

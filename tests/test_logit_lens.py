@@ -491,3 +491,18 @@ def test_in_fp16_the_parts_sum_to_the_whole_where_the_stream_is_large():
             torch.testing.assert_close(value.double(), expected, rtol=0.02, atol=0.01)
     added = sum(v.sum() for name, v in vars(parts).items() if name not in ("total", "neurons"))
     assert added.item() == pytest.approx(parts.total.item(), abs=0.01)
+
+
+def test_results_show_as_short_tables():
+    model = text_model()
+    predictions = analyze(model, "abc")
+    end = f"{predictions.top[-1][-1][0]!r} {predictions.probability[-1, -1, 0]:.2f}"
+    assert repr(predictions) == f"Predictions(resid_post, 4 layers, 3 positions; at the end {end})"
+    parts = logit_attribution(model, "abc", "d", neurons=1)
+    head, *rows = repr(parts).splitlines()
+    assert head.split() == ["layer", "heads", "MLP", "biases"] and len(rows) == L + 5
+    cells = [float(cell) for row in rows[:L] for cell in row.split()[1:]]
+    rest = [float(row.split()[-1]) for row in rows[L:]]
+    assert sum(cells) + sum(rest[:-1]) == pytest.approx(rest[-1], abs=0.01)  # rounded to 0.001
+    assert rest[-1] == pytest.approx(parts.total.item(), abs=1e-3)
+    assert len(repr(logit_attribution(model, "abc", "d")).splitlines()) == 1 + L + 4

@@ -259,6 +259,8 @@ def test_sites_may_come_from_any_iterable_once(model, clean):
         (torch.zeros(5, dtype=torch.long), r"token ids \(B, T\)"),
         (torch.zeros(1, 5), r"token ids \(B, T\)"),
         (torch.tensor([[0, 11]]), "ids must be 0 to 10, got 0 to 11"),
+        ("Hello", r"got 'Hello'; model.tokenizer\(text\) gives the ids"),
+        ([[0, 1]], r"must be a tensor of token ids \(B, T\), got \[\[0, 1\]\]"),
     ],
 )
 def test_an_input_that_is_no_token_ids_is_refused(model, idx, message):

@@ -215,6 +215,23 @@ def test_a_neuron_built_by_hand_is_found_by_what_it_reads_and_writes():
     assert stats.active[layer, neuron] == 2 / 15
 
 
+def test_examples_show_as_a_table_of_the_text_up_to_the_largest():
+    model = with_tokenizer(make_model(vocab_size=257, block_size=20))
+    found = top_activating_examples(model, 1, [3, 4], ["some text", "and another one"], k=2)
+    head, *rows = repr(found).splitlines()
+    assert head.split() == ["layer.neuron", "activation", "text", "position", "tokens"]
+    assert len(rows) == 4
+    for row, example in zip(rows[2:], found[1, 4]):
+        assert row.startswith("    1.4 ")
+        shown = "".join(example.tokens[max(0, example.peak - 5) : example.peak + 1])
+        assert row.endswith(
+            f"{example.activation:.3f}{example.text:6}{example.position:10}  {shown!r}"
+        )
+    token = example.tokens[example.peak]
+    place = f"text {example.text}, position {example.position}"
+    assert repr(example) == f"Example({example.activation:.3f} at {token!r}, {place})"
+
+
 # Statistics
 
 
@@ -366,6 +383,7 @@ def test_direct_parts_in_fp16_are_right_where_the_stream_is_large():
 def test_the_table_says_where_the_two_disagree():
     model = with_tokenizer(make_model(vocab_size=257))
     result = important_neurons(model, "abc", "d", "e", k=20)
+    assert repr(result) == str(result)
     head, *rows = str(result).splitlines()
     assert head.split() == ["layer.neuron", "activation", "direct", "ablation"]
     columns = vars(result).values()

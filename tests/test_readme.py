@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import mingpt
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "README.md"]
@@ -117,3 +119,10 @@ def test_the_dependencies_are_the_same_in_all_places():
     assert listed.replace('"', "").replace(",\n", "\n").split() == required
     named = re.findall(r"`(\w+)`\s\(", section("Dependencies"))
     assert named == [re.match(r"\w+", line)[0] for line in required] + ["tokenizers"]
+
+
+def test_the_version_has_one_source_that_needs_no_installation():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert 'version = { attr = "mingpt.__version__" }' in pyproject
+    assert not re.search(r'^version = "', pyproject, re.M)
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", mingpt.__version__)

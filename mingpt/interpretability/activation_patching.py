@@ -58,7 +58,7 @@ def patch_layers(
     model,
     clean_input,
     corrupted_input,
-    target_token,
+    target_token=None,
     corrupted_token=None,
     site="resid_post",
     direction="denoise",
@@ -69,8 +69,7 @@ def patch_layers(
 
     clean_input, corrupted_input: texts, ids (1,T), or lists of B texts or ids (B,T), of equal token
     lengths. target_token, corrupted_token: the clean and the corrupted answer, each an id, a text
-    that is one token, or a list of B; without a corrupted_token it is the differing token of the
-    corrupted input.
+    that is one token, or a list of B; without one it is the differing token of its input.
     direction: "denoise" puts clean activations into the corrupted run, "noise" corrupted ones into
     the clean run. max_tokens: how many tokens may be under way at once, which bounds the memory
     (about 60 C + 8 H T bytes for each).
@@ -126,7 +125,7 @@ def _as_cells(ends, unpatched, first, each_position, site):
 
 
 @torch.no_grad()
-def patch_loop(model, clean_input, corrupted_input, target_token, corrupted_token=None):
+def patch_loop(model, clean_input, corrupted_input, target_token=None, corrupted_token=None):
     """patch_layers(...).logit_diff for one pair, by its definition: (L,T), in logits; slow.
 
     Each cell is a forward pass of its own, with the clean residual stream after block l at position
@@ -183,7 +182,12 @@ def check_cells(model, clean, corrupted, result, count=2):
 
 
 def attribution_patching(
-    model, clean_input, corrupted_input, target_token, corrupted_token=None, sites=("resid_post",)
+    model,
+    clean_input,
+    corrupted_input,
+    target_token=None,
+    corrupted_token=None,
+    sites=("resid_post",),
 ):
     """Linear estimate of how far each cell of patch_layers moves logit_diff: {site: (L,T)}.
 

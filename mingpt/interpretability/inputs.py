@@ -90,8 +90,10 @@ def encode_pair(model, clean_input, corrupted_input):
         raise ValueError(_describe_unequal(model, clean, corrupted))
     same = (clean == corrupted).all(1)
     if same.any():
-        number = same.nonzero()[0].item()
-        raise ValueError(f"clean and corrupted text {number} are the same; change a token of one")
+        number = f" {same.nonzero()[0].item()}" if len(same) > 1 else ""
+        raise ValueError(
+            f"the clean and the corrupted text{number} are the same; change a token of one"
+        )
     return clean, corrupted
 
 
@@ -165,9 +167,12 @@ def _answer_id(model, answer, name):
     if len(ids) == 1:
         return ids[0]
     pieces = "|".join(model.tokenizer.tokens(ids))
+    advice = "give one of them"
+    with_space = f" {answer}"
+    if len(model.tokenizer.encode(with_space)) == 1:
+        advice = f"mind the leading space: {with_space!r} is one"
     raise ValueError(
-        f"the {name} answer {answer!r} is {len(ids)} tokens ({pieces}); "
-        "it must be one: mind the leading space"
+        f"the {name} answer {answer!r} is {len(ids)} tokens ({pieces}); it must be one: {advice}"
     )
 
 

@@ -1,14 +1,12 @@
-"""When does the model make up its mind, and which of its parts say so themselves?
+"""When does the model make up its mind?
 
 The logit lens reads the stream after every block as if no block came after it: through the final
-layer norm, worked out anew there, and the output matrix. Attribution splits a logit into what each
-part wrote into the stream.
+layer norm, worked out anew there, and the output matrix.
 
-Neither shows a cause. What the lens does not show may be there in another form, and what it shows
-need not be used by later blocks. A direct contribution leaves out all that a part does through
-those that read it.
+It shows no cause. What the lens does not show may be there in another form, and what it shows need
+not be used by later blocks.
 Sources: nostalgebraist 2020 ("the logit lens"); where it misleads, Belrose et al. 2023 (arXiv
-2303.08112); Elhage et al. 2021 ("A Mathematical Framework").
+2303.08112).
 """
 
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, readout, runs, web_pages
-from mingpt.interpretability.inputs import answer_ids, encode, encode_one, text_of, token_texts
+from mingpt.interpretability.attribution import logit_attribution  # noqa: F401, found here too
+from mingpt.interpretability.inputs import encode, encode_one, text_of, token_texts
 from mingpt.interpretability.reports import name_model
 from mingpt.sites import RESIDUAL_SITES
 
@@ -79,6 +78,11 @@ class Predictions:
     probability: Tensor  # (L,T,k), of these tokens
     entropy: Tensor  # (L,T), of the whole distribution, in nats
     kl: Tensor  # (L,T): KL(the model's output || this reading), in nats, >= 0
+
+    def __repr__(self):
+        size = f"{len(self.top)} layers, {len(self.tokens)} positions"
+        end = f"{self.top[-1][-1][0]!r} {self.probability[-1, -1, 0]:.2f}"
+        return f"Predictions({self.site}, {size}; at the end {end})"
 
     # The function as a method: predictions.plot(save_path, quantity).
     plot = plot_evolution
@@ -239,97 +243,3 @@ def _line(name, cells):
     """A line of a table: a narrow column with the layer, and a wide one for each text."""
     columns = "".join(f"{cell:20}" for cell in cells)
     return f"{name:<7}{columns}".rstrip()
-
-
-@dataclass
-class LogitParts:
-    """What each part adds directly to a logit at the last position; all but total sum to total."""
-
-    heads: Tensor  # (L,H), with their value biases
-    mlps: Tensor  # (L,), without their output biases
-    attention_biases: Tensor  # (L,), of the output
-    mlp_biases: Tensor  # (L,), of the output
-    embedding: Tensor
-    position: Tensor
-    final_bias: Tensor  # of the final layer norm
-    total: Tensor  # the run's own logit, or difference of two
-    neurons: Tensor | None = None  # (n_inner,), in place of their layer's MLP, there 0
-
-    def plot(self, path=None):
-        """The matplotlib Figure of heads and MLPs, layers down; written to path if given."""
-        values = torch.cat((self.heads, self.mlps[:, None]), 1)  # (L,H+1)
-        columns = [f"head {head}" for head in range(self.heads.size(1))] + ["MLP"]
-        title = "what each head and MLP adds directly at the last position"
-        figure = figures.draw_heatmap(values, columns, title, "logits", xlabel="part of the layer")
-        return figures.shown(figure, path)
-
-
-@torch.no_grad()
-def logit_attribution(model, text, answer, other=None, neurons=None):
-    """LogitParts of logit(answer) [- logit(other)] at the last position, in logits.
-
-    The final layer norm keeps this run's scale, and so is linear: the parts sum to the whole.
-    neurons: a layer, whose MLP is then split into its neurons. Cost: 1 pass.
-    """
-    gpt = model.transformer
-    L = model.config.n_layer
-    if answer is None or neurons not in (None, *range(L)):
-        raise ValueError(
-            f"give an answer, and as neurons a layer, 0 to {L - 1}; got {answer!r} and {neurons!r}"
-        )
-    ids, ends, direction, reads = read_end(model, text, answer, other)
-    out, attention_biases = read_outputs(model, "attn", reads)
-    of_neurons, mlp_biases = read_outputs(model, "mlp", reads)
-    of_neurons *= ends["mlp_post"]  # (L,4C)
-    # Each head writes through its own columns of the output weights: z times what these say.
-    z = ends["z"]  # (L,H,D)
-    parts = LogitParts(
-        heads=(z * out.view_as(z)).sum(-1),  # (L,H,D) -> (L,H)
-        mlps=of_neurons.sum(-1),
-        attention_biases=attention_biases,
-        mlp_biases=mlp_biases,
-        embedding=gpt.wte.weight[ids[0, -1]].to(reads) @ reads,
-        position=gpt.wpe.weight[ids.size(1) - 1].to(reads) @ reads,
-        final_bias=gpt.ln_f.bias.to(direction) @ direction,
-        total=readout.logit_diff(model, ends["resid_post"][-1], direction),
-    )
-    if neurons is not None:
-        parts.neurons = of_neurons[neurons]
-        parts.mlps[neurons] = 0
-    return parts
-
-
-def read_outputs(model, part, reads):
-    """(by one unit of each input (L,n), by the bias (L,)): what output layers add directly.
-
-    part: attn, whose inputs are z, or mlp, whose inputs are mlp_post. reads: of read_end.
-    """
-    layers = [getattr(block, part).c_proj for block in model.transformer.h]
-    weights = torch.stack([reads @ layer.weight.to(reads) for layer in layers])
-    biases = torch.stack([reads @ layer.bias.to(reads) for layer in layers])
-    return weights, biases
-
-
-def read_end(model, text, answer, other):
-    """(ids (1,T), ends, direction (C,), reads (C,)) of one run. Cost: 1 pass.
-
-    ends: {site: (L,...)} of z, mlp_post and resid_post at the last token, where the final residual
-    vector is x. direction . ln_f(x) is logit(answer) [- logit(other)]; reads . y is what a part y
-    of x adds to it, the norm's scale held at that of x. Both are in fp32 or wider.
-    """
-    ids = encode_one(model, text)
-    ends = {}
-    for site, layers in runs.record(model, ids, ["z", "mlp_post"]).items():
-        rows = [tensor[0, ..., -1, :] for tensor in layers.values()]
-        ends[site] = torch.stack(rows)
-    x = ends["resid_post"][-1]
-    ln_f = model.transformer.ln_f
-    answer_id = answer_ids(model, answer, ids, ids, "given")
-    other_id = None if other is None else answer_ids(model, other, ids, ids, "given")
-    direction = readout.answer_direction(model, answer_id, other_id)[0]
-    # With its scale held, the norm takes off the mean, divides, and multiplies by its weight.
-    reads = direction * ln_f.weight
-    # The direction's dtype is wide: in fp16 a deviation above 256 has no variance.
-    scale = (x.to(direction).var(correction=0) + ln_f.eps).sqrt()
-    reads = (reads - reads.mean()) / scale
-    return ids, ends, direction, reads

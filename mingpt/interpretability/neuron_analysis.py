@@ -8,8 +8,7 @@ the right, where no token looks.
 Strong examples do not show that a neuron answers to nothing else (Bolukbasi et al. 2021, arXiv
 2104.07143), nor that the model uses it.
 Sources: Geva et al. 2021 (2012.14913), examples; Geva et al. 2022 (2203.14680), output weights;
-Elhage et al. 2021 (transformer-circuits.pub), direct contributions; Voita et al. 2023 (2309.04827),
-dead neurons.
+Voita et al. 2023 (2309.04827), dead neurons.
 """
 
 from dataclasses import dataclass
@@ -20,17 +19,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mingpt.common import progress_bar
-from mingpt.interpretability import readout, runs, web_pages
+from mingpt.interpretability import runs, web_pages
+from mingpt.interpretability.attribution import important_neurons  # noqa: F401, found here too
 from mingpt.interpretability.inputs import token_texts, tokenizer_of
-from mingpt.interpretability.logit_lens import read_end, read_outputs
 from mingpt.interpretability.reports import name_model
-from mingpt.sites import Patch, as_int
+from mingpt.sites import as_int
 
 # Tokens that run together, padding included. It bounds the memory; a single window is never cut.
 AT_ONCE = 1024
 
 
-@dataclass
+@dataclass(repr=False)
 class Example:
     """A window of a text in which a neuron is large."""
 
@@ -43,16 +42,33 @@ class Example:
     before: bool  # whether the text has tokens before these
     after: bool  # whether it has tokens after these
 
+    def __repr__(self):
+        token = self.tokens[self.peak]
+        place = f"text {self.text}, position {self.position}"
+        return f"Example({self.activation:.3f} at {token!r}, {place})"
 
-@dataclass
+
+@dataclass(repr=False)
 class TopExamples:
-    """The strongest examples of neurons; top[layer, neuron] is the list of one neuron's."""
+    """The strongest examples of neurons; top[layer, neuron] is the list of one neuron's.
+
+    Printed, a table: each example's text up to its largest activation, which is the last token's.
+    """
 
     model: str  # its name
     examples: dict  # {(layer, neuron): [Example, ...]}, the strongest first
 
     def __getitem__(self, neuron):
         return self.examples[neuron]
+
+    def __repr__(self):
+        lines = ["layer.neuron  activation  text  position  tokens"]
+        for (layer, neuron), examples in self.examples.items():
+            for example in examples:
+                words = "".join(example.tokens[max(0, example.peak - 5) : example.peak + 1])
+                place = f"{example.text:6}{example.position:10}"
+                lines.append(f"{layer:5}.{neuron:<8}{example.activation:10.3f}{place}  {words!r}")
+        return "\n".join(lines)
 
     def plot(self, path):
         """Write a page (.html) of the examples, their tokens shaded by activation -> Page."""
@@ -186,70 +202,6 @@ def _extremes(model, values, k, largest=True):
     """k [(token, value)] of values (V,), the largest or the smallest."""
     top = values.topk(min(k, len(values)), largest=largest)
     return list(zip(token_texts(model, top.indices), top.values.tolist()))
-
-
-@dataclass
-class ImportantNeurons:
-    """Neurons and what they add to a logit or a difference of two, in logits; printed, a table.
-
-    direct: activation x (output weights . unembedding direction), the final norm's scale held at
-    this run's value. ablation: intact - ablated (0 at every position), with all that later blocks
-    make of it; a neuron that works through them alone may be missed.
-    """
-
-    neurons: list  # k (layer, neuron), the largest |direct| first
-    activation: Tensor  # (k,), at the last position
-    direct: Tensor  # (k,)
-    ablation: Tensor  # (k,)
-    disagree: Tensor  # (k,), one is less than half of the other, or of the other sign
-
-    def __str__(self):
-        lines = ["layer.neuron  activation    direct  ablation"]
-        for (layer, neuron), *values, disagree in zip(*vars(self).values()):
-            cells = "".join(f"{value:10.3f}" for value in values)
-            mark = "  disagree" if disagree else ""
-            lines.append(f"{layer:5}.{neuron:<8}{cells}{mark}")
-        return "\n".join(lines)
-
-
-@torch.no_grad()
-def important_neurons(model, text, answer, other=None, k=10):
-    """ImportantNeurons: the k of largest |direct| for logit(answer) [- logit(other)] at the end.
-
-    text: one, or ids (1,T). Cost: 1 + k passes.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    ids, ends, direction, reads = read_end(model, text, answer, other)
-    weights, _ = read_outputs(model, "mlp", reads)  # (L,4C)
-    acts = ends["mlp_post"].flatten()  # (L*4C,)
-    direct = acts * weights.flatten()
-
-    # Of all neurons the direct part is known; an ablation is a run, so only the k largest get one.
-    top = direct.abs().topk(min(k, len(direct))).indices
-    neurons = [divmod(number, model.config.n_inner) for number in top.tolist()]
-    # One run each: neurons of one MLP that are removed together could stand in for each other.
-    ablated = [_ablated_end(model, ids, layer, neuron) for layer, neuron in neurons]
-    intact = readout.logit_diff(model, ends["resid_post"][-1], direction)
-    ablation = intact - readout.logit_diff(model, torch.stack(ablated), direction)  # (k,)
-    direct = direct[top]
-    larger = torch.maximum(direct.abs(), ablation.abs())
-    disagree = (direct - ablation).abs() > larger / 2
-    return ImportantNeurons(neurons, acts[top], direct, ablation, disagree)
-
-
-def _ablated_end(model, ids, layer, neuron):
-    """(C,): the last token's final residual vector of a run in which the neuron is 0.
-
-    At every position: later tokens read what it wrote at the earlier ones.
-    """
-
-    def without_neuron(acts):
-        acts[..., neuron] = 0
-        return acts
-
-    patch = Patch(layer, None, without_neuron, "mlp_post")
-    return runs.run(model, ids, [patch])[0, -1]
 
 
 def _check_neurons(model, layer, neurons):

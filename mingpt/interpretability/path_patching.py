@@ -24,7 +24,7 @@ def path_patching(
     corrupted_input,
     sender,
     receiver,
-    target_token,
+    target_token=None,
     corrupted_token=None,
     freeze_mlps=False,
     max_tokens=4096,
