@@ -45,7 +45,7 @@ class PatchingResult:
         if model.tokenizer is not None:
             self.answer_texts = token_texts(model, self.answers[0])  # of the first pair
         self._matrix = model.lm_head.weight.detach()  # (V,C), no copy
-        self._fingerprint = self._logits(self.vectors["clean"][0], self._matrix)  # (V,)
+        self._fingerprint = self._clean_logits()
 
     def __getstate__(self):
         return vars(self) | {"_matrix": None}
@@ -87,13 +87,7 @@ class PatchingResult:
     @property
     def log_prob(self):
         """cells: log-probability of the clean answer, in nats."""
-        matrix = self._unchanged_matrix()
-
-        def of_clean_answer(vectors, pair):
-            logits = self._logits(vectors, matrix)
-            return logits.log_softmax(-1)[..., self.answers[pair, 0]]
-
-        return self._read("patched", of_clean_answer)
+        return self._log_prob("patched")
 
     @property
     def probability(self):
@@ -103,15 +97,7 @@ class PatchingResult:
     @property
     def kl(self):
         """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
-        matrix = self._unchanged_matrix()
-
-        def divergence(vectors, pair):
-            clean = self._logits(self.vectors["clean"][pair], matrix).log_softmax(-1)
-            patched = self._logits(vectors, matrix).log_softmax(-1)
-            kl = (clean.exp() * (clean - patched)).sum(-1)
-            return kl.clamp_min(0)  # rounding may take it below
-
-        return self._read("patched", divergence)
+        return self._kl("patched")
 
     def mean(self):
         """logit_diff, averaged over the pairs: cells without B."""
@@ -168,28 +154,53 @@ class PatchingResult:
 
         return self._read(name, difference)
 
-    @staticmethod
-    def _logits(vectors, matrix):
-        """(...,V) in fp32 or wider: in bf16 logits near -100 would be rounded to halves."""
-        wide = torch.promote_types(matrix.dtype, torch.float32)
-        return vectors.to(wide) @ matrix.to(wide).mT  # (...,C) @ (C,V) -> (...,V)
+    def _log_prob(self, name):
+        """(B,cells): log-probability of the clean answer; of one pair cells."""
+        matrix = self._unchanged_matrix()
+
+        def of_clean_answer(vectors, pair):
+            log_probs = (vectors.to(matrix) @ matrix.mT).log_softmax(-1)  # (n,V)
+            return log_probs[..., self.answers[pair, 0]]
+
+        return self._read(name, of_clean_answer)
+
+    def _kl(self, name):
+        """(B,cells): KL(unpatched clean run || the runs of that name); of one pair cells."""
+        matrix = self._unchanged_matrix()
+
+        def divergence(vectors, pair):
+            clean = (self.vectors["clean"][pair].to(matrix) @ matrix.mT).log_softmax(-1)  # (V,)
+            patched = (vectors.to(matrix) @ matrix.mT).log_softmax(-1)  # (n,V)
+            kl = (clean.exp() * (clean - patched)).sum(-1)
+            return kl.clamp_min(0)  # rounding may take it below
+
+        return self._read(name, divergence)
+
+    def _clean_logits(self):
+        """(V,): of the first clean run, by which a change of the matrix is known."""
+        matrix = self._wide_matrix()
+        return self.vectors["clean"][0].to(matrix) @ matrix.mT
+
+    def _wide_matrix(self):
+        """The output matrix (V,C) in fp32 or wider: bf16 rounds logits near -100 to halves."""
+        wide = torch.promote_types(self._matrix.dtype, torch.float32)
+        return self._matrix.to(wide)
 
     def _unchanged_matrix(self):
-        """The output matrix (V,C); ValueError if it is not there, or not what it was."""
+        """_wide_matrix(); ValueError if there is no matrix, or it is not what it was."""
         if self._matrix is None:
             raise ValueError(
                 "a result that was unpickled or copied is without the output matrix, which "
                 "probability, log_prob and kl need; read them before, or run patch_layers again"
             )
-        logits = self._logits(self.vectors["clean"][0], self._matrix)
         largest = self._fingerprint.abs().max()
         # Another number of threads may round in another order.
-        if not (logits - self._fingerprint).abs().max() <= 1e-5 * largest:
+        if not (self._clean_logits() - self._fingerprint).abs().max() <= 1e-5 * largest:
             raise ValueError(
                 "the model's output matrix has changed since the runs; probability, log_prob and "
                 "kl would be of two different models: run patch_layers again"
             )
-        return self._matrix
+        return self._wide_matrix()
 
     @torch.no_grad()
     def _read(self, name, measure):
