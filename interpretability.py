@@ -87,24 +87,9 @@ def experiment(options):
     )
     print(reports.describe_pair(tokenizer, clean, corrupted))
 
-    # Without a patch: can the model do the task?
     clean_answer, corrupted_answer = (reports.quote_token(tokenizer, i.item()) for i in answers)
     quantity = f"logit({corrupted_answer}) - logit({clean_answer})"
-    texts = torch.cat((clean, corrupted))
-    with torch.no_grad():
-        logits, _ = model(texts)
-    unpatched = {}
-    for name, end in zip(("clean", "corrupted"), logits[:, -1]):
-        print(f"\nMost probable next tokens after the {name} text:")
-        print(reports.describe_next_tokens(tokenizer, end))
-        unpatched[name] = published_logit_diff(end, *answers).item()
-    print()
-    for name, difference in unpatched.items():
-        print(f"{quantity} after the {name} text: {difference:.4f}")
-    for sentence in reports.describe_unexpected_answers(tokenizer, answers, texts, logits[:, -1]):
-        print(sentence)
-    if not unpatched["clean"] < 0 < unpatched["corrupted"]:
-        print("The model does not prefer each text's own answer: read what follows with care.")
+    unpatched = show_unpatched(model, torch.cat((clean, corrupted)), answers, quantity)
 
     # The clean residual stream goes into the corrupted run, after each layer at each position.
     if options.loop:
@@ -124,6 +109,29 @@ def experiment(options):
     files = figures.save_heatmap(differences, tokens, title, label, options.output)
     print(f"Wrote {files[0]} and {files[1]}.")
     print(reports.describe_strongest_cell(differences, tokens, **unpatched))
+
+
+def show_unpatched(model, texts, answers, quantity):
+    """{"clean": the quantity without a patch, "corrupted": ...}: can the model do the task?
+
+    It is printed, with the most probable next tokens. texts: ids (2,T), clean and corrupted.
+    """
+    with torch.no_grad():
+        logits, _ = model(texts)
+    ends = logits[:, -1]  # (2,V)
+    unpatched = {}
+    for name, end in zip(("clean", "corrupted"), ends):
+        print(f"\nMost probable next tokens after the {name} text:")
+        print(reports.describe_next_tokens(model.tokenizer, end))
+        unpatched[name] = published_logit_diff(end, *answers).item()
+    print()
+    for name, difference in unpatched.items():
+        print(f"{quantity} after the {name} text: {difference:.4f}")
+    for sentence in reports.describe_unexpected_answers(model.tokenizer, answers, texts, ends):
+        print(sentence)
+    if not unpatched["clean"] < 0 < unpatched["corrupted"]:
+        print("The model does not prefer each text's own answer: read what follows with care.")
+    return unpatched
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ class LogitParts:
     def __repr__(self):
         lines = ["layer     heads       MLP    biases"]
         biases = self.attention_biases + self.mlp_biases
-        for layer, cells in enumerate(zip(self.heads.sum(1), self.mlps, biases)):
-            lines.append(f"{layer:<5}" + "".join(f"{value:10.3f}" for value in cells))
+        columns = torch.stack((self.heads.sum(1), self.mlps, biases), 1)  # (L,3)
+        for layer, values in enumerate(columns):
+            cells = "".join(f"{value:10.3f}" for value in values)
+            lines.append(f"{layer:<5}{cells}")
         rest = {} if self.neurons is None else {"neurons of one MLP": self.neurons.sum()}
         rest |= {
             "embedding": self.embedding,
@@ -76,8 +78,9 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     of_neurons *= ends["mlp_post"]  # (L,4C)
     # Each head writes through its own columns of the output weights: z times what these say.
     z = ends["z"]  # (L,H,D)
+    out = out.view_as(z)
     parts = LogitParts(
-        heads=(z * out.view_as(z)).sum(-1),  # (L,H,D) -> (L,H)
+        heads=(z * out).sum(-1),  # (L,H,D) -> (L,H)
         mlps=of_neurons.sum(-1),
         attention_biases=attention_biases,
         mlp_biases=mlp_biases,
@@ -170,7 +173,8 @@ def important_neurons(model, text, answer, other=None, k=10):
     neurons = [divmod(number, model.config.n_inner) for number in top.tolist()]
     # One run each: neurons of one MLP that are removed together could stand in for each other.
     ablated = [_ablated_end(model, ids, layer, neuron) for layer, neuron in neurons]
-    intact = readout.logit_diff(model, ends["resid_post"][-1], direction)
+    end = ends["resid_post"][-1]  # (C,)
+    intact = readout.logit_diff(model, end, direction)
     ablation = intact - readout.logit_diff(model, torch.stack(ablated), direction)  # (k,)
     direct = direct[top]
     larger = torch.maximum(direct.abs(), ablation.abs())
