@@ -15,6 +15,7 @@ from pathlib import Path
 import regex
 import torch
 
+from mingpt.common import read_json, reading
 from mingpt.hub import Hub
 
 END_OF_TEXT = "<|endoftext|>"
@@ -291,7 +292,9 @@ def read_encoder(merges_path, vocab_path=None):
 def read_merges(path):
     """[(left, right), ...] of a merges file: a merge a line, after an optional '#version' line."""
     merges = []
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    with reading(path):
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if number == 1 and line.startswith("#version"):
             continue
@@ -309,12 +312,9 @@ def read_merges(path):
 
 def read_vocab(path):
     """{token: id} of a vocab.json; ValueError if the file holds anything else."""
-    try:
-        vocab = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        vocab = None
+    vocab = read_json(path)
     if not isinstance(vocab, dict):
-        raise ValueError(f"{path}: expected one JSON object of token: id; is the file whole?")
+        raise ValueError(f"{path}: expected one JSON object of token: id, got {vocab!r:.80}")
     return vocab
 
 

@@ -1,6 +1,7 @@
 """What every other module may need: devices, whole files, progress bars, commands."""
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -54,6 +55,37 @@ def check_finite(*tensors):
         raise ValueError(
             "the runs give values that are NaN or infinite; check the weights and the dtype"
         )
+
+
+@contextmanager
+def reading(path, complaint="cannot be read"):
+    """A block that reads a file or lists a folder: its errors become one that names the path.
+
+    The readers of JSON and of weights raise errors of many types for a file that is cut short or
+    altered, or that was made to be odd. ValueError for each; also for a pipe or a device, before
+    the block, since to read one may never end.
+    """
+    try:
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise OSError("it is a pipe or a device, not a file")
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {error.filename or path}: {error.strerror or error}; "
+            "give a file or a folder that can be read"
+        ) from error
+    except Exception as error:
+        # In the hub's cache this path is a link; what must be deleted is the file it points to.
+        raise ValueError(
+            f"{path} {complaint} ({one_line(error)[:200]}); "
+            f"delete {Path(path).resolve()} and get it again"
+        ) from error
+
+
+def read_json(path):
+    """What a JSON file holds; ValueError if it cannot be read or is not whole."""
+    with reading(path, "is no whole JSON file"):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextmanager

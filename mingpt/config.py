@@ -33,6 +33,7 @@ ACTIVATIONS = {
 }
 
 SHAPE = ("n_layer", "n_head", "n_embd")  # what a model type sets
+FRACTIONS = ("embd_pdrop", "resid_pdrop", "attn_pdrop", "layer_norm_epsilon")
 SIZES = (*SHAPE, "vocab_size", "block_size", "n_inner")
 
 
@@ -79,14 +80,19 @@ class GPTConfig:
         return completed
 
     def _check(self):
-        """ValueError if a size is no whole number, or sizes or names do not fit the model."""
+        """ValueError if a number is out of its range, or numbers or names do not fit together."""
         for name in SIZES:
             size = getattr(self, name)
             if type(size) is not int or size < 1:
                 raise ValueError(
-                    f"{name} must be a whole number from 1, got {size!r}; "
+                    f"{name} must be a whole number from 1, got {size!r:.80}; "
                     f"set {name}, or for layers, heads and width GPTConfig's model_type"
                 )
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            # Written so that NaN, which is neither below 0 nor above 1, is refused too.
+            if not (isinstance(value, int | float) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be a number from 0 to 1, got {value!r:.80}")
         # The heads share the width evenly: D = C / H.
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")

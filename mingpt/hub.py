@@ -12,12 +12,12 @@ import re
 import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import numpy
-from huggingface_hub import constants
 
-from mingpt.common import has_stderr, one_line
+from mingpt.common import has_stderr, one_line, reading
 
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
@@ -53,13 +53,16 @@ def find_model(name):
     if name == "names":
         return Folder(EMBEDDED, "names, embedded")
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    with reading(path):
+        is_folder = path.is_dir()
+        is_file = path.exists() and not is_folder
+    if is_folder:
         steps = steps_in(path)
         # A model's own folder is taken as it is, whatever else lies in it.
-        if steps and not (path / "config.json").exists():
+        if steps and not os.path.exists(path / "config.json"):
             path = steps[max(steps)]
         return Folder(path, f"folder {path}")
-    if path.exists():
+    if is_file:
         raise ValueError(
             f"{name} is a file; give the folder that it lies in, with config.json beside it"
         )
@@ -93,11 +96,34 @@ class Folder:
 
     def find(self, *filenames):
         """The path of the first of these files that is there, or None."""
+        with reading(self.path):
+            present = os.listdir(self.path)
         for filename in filenames:
-            path = self.path / filename
-            if path.exists():
-                return path
+            if filename in present:
+                return self.path / filename
         return None
+
+
+def constants():
+    """huggingface_hub's constants: ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE.
+
+    ValueError if HF_ENDPOINT is no address: with some of those they cannot even be imported, which
+    is why this module does not do so at its top.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # such as a port that is no number
+        is_address = False
+    if not is_address or re.search(r"\s", endpoint):
+        raise ValueError(
+            "HF_ENDPOINT must be an address such as https://huggingface.co, "
+            f"got {endpoint!r}; set it anew or unset it"
+        )
+    from huggingface_hub import constants
+
+    return constants
 
 
 class Hub:
@@ -110,7 +136,7 @@ class Hub:
 
     def __init__(self, name):
         self.where = name
-        self.source = f"{name}, from the cache {constants.HF_HUB_CACHE}"
+        self.source = f"{name}, from the cache {constants().HF_HUB_CACHE}"
         # The cache may have the model under its new id only.
         repos = (name, MOVED.get(name, name))
         self.repo = next(filter(has_weights, repos), name)
@@ -142,7 +168,7 @@ class Hub:
         if path:
             check_download(path)
             self.downloaded = True
-            self.source = f"{self.where}, downloaded from {constants.ENDPOINT}"
+            self.source = f"{self.where}, downloaded from {constants().ENDPOINT}"
         return path
 
 
@@ -179,7 +205,7 @@ def check_reachable(repo, filename):
     # No timeout bounds a silent name server or a host with many dead addresses, so the request
     # has a thread of its own, which may be left waiting.
     thread = threading.Thread(target=ask, daemon=True)
-    if constants.HF_HUB_OFFLINE:
+    if constants().HF_HUB_OFFLINE:
         fault = "HF_HUB_OFFLINE is set"
     else:
         thread.start()
@@ -191,8 +217,8 @@ def check_reachable(repo, filename):
 def unreachable(repo, filename, reason):
     """The Unavailable for a hub that does not answer."""
     return Unavailable(
-        f"{filename} of {repo} is not in the cache {constants.HF_HUB_CACHE}, and "
-        f"{constants.ENDPOINT} cannot be reached ({one_line(reason)}); "
+        f"{filename} of {repo} is not in the cache {constants().HF_HUB_CACHE}, and "
+        f"{constants().ENDPOINT} cannot be reached ({one_line(reason)}); "
         "run this again with a network, or give a folder that has the model"
     )
 
@@ -222,23 +248,25 @@ def explain(error, repo, filename):
 
     if isinstance(error, errors.GatedRepoError):
         return Unavailable(
-            f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, "
+            f"{repo} is gated: accept its terms at {constants().ENDPOINT}/{repo}, "
             "run `hf auth login`, then this again"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return Unavailable(
-            f"there is no folder {repo}, and no such model at {constants.ENDPOINT}; "
+            f"there is no folder {repo}, and no such model at {constants().ENDPOINT}; "
             "check the spelling (for a private model run `hf auth login` first)"
         )
     # LocalEntryNotFoundError is huggingface_hub's word for every other refusal.
     if not isinstance(error, errors.LocalEntryNotFoundError):
         return Unavailable(
-            f"the download of {filename} of {repo} from {constants.ENDPOINT} broke off: "
+            f"the download of {filename} of {repo} from {constants().ENDPOINT} broke off: "
             f"{one_line(error)}; nothing was kept in part, run this again"
         )
     cause = error.__cause__
     if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < 500:
-        return Unavailable(f"{constants.ENDPOINT} refuses {filename} of {repo}: {one_line(cause)}")
+        return Unavailable(
+            f"{constants().ENDPOINT} refuses {filename} of {repo}: {one_line(cause)}"
+        )
     return unreachable(repo, filename, cause or error)
 
 

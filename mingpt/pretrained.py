@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from mingpt import hub
 from mingpt.bpe import END_OF_TEXT, BPETokenizer
-from mingpt.common import atomic_write
+from mingpt.common import atomic_write, read_json
 from mingpt.config import GPTConfig
 from mingpt.weights import read_weights, stored_weights
 
@@ -57,17 +57,10 @@ def read(files):
     hub.Unavailable if it is not cached, and the hub is unreachable or does not know it;
     ValueError for everything else.
     """
-    path = None
-    try:
-        # The small files first: what is wrong with them shows before the weights are downloaded.
-        config = read_config(required(files, "config.json"))
-        tokenizer = read_tokenizer(files, config.vocab_size)
-        path = required(files, *hub.WEIGHTS)
-        weights = read_weights(path, config)
-    except OSError as error:
-        raise ValueError(
-            f"{files.where}: cannot read {error.filename or path}: {error.strerror or error}"
-        ) from error
+    # The small files first: what is wrong with them shows before the weights are downloaded.
+    config = read_config(required(files, "config.json"))
+    tokenizer = read_tokenizer(files, config.vocab_size)
+    weights = read_weights(required(files, *hub.WEIGHTS), config)
     return Pretrained(config, weights, tokenizer)
 
 
@@ -99,13 +92,7 @@ def required(files, *filenames):
 
 def read_config(path):
     """The GPTConfig of a config.json; ValueError, naming the field, for another kind of model."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        # In the hub's cache this path is a link; what must be deleted is the file it points to.
-        raise ValueError(
-            f"{path.resolve()} is no whole JSON file ({error}); delete it and get it again"
-        ) from error
+    fields = read_json(path)
     try:
         check_architecture(fields)
         sizes = {name: fields.get(name) for name in SAME_NAMES}
@@ -122,12 +109,12 @@ def check_architecture(fields):
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type != "gpt2":
         raise ValueError(
-            f'model_type must be "gpt2", got {model_type!r}; other architectures are not read'
+            f'model_type must be "gpt2", got {model_type!r:.80}; other architectures are not read'
         )
     for name in REFUSED:
         if fields.get(name):
             raise ValueError(
-                f"it sets {name} to {fields[name]!r}, which is not supported here; "
+                f"it sets {name} to {fields[name]!r:.80}, which is not supported here; "
                 "take a plain GPT-2"
             )
 
@@ -145,7 +132,7 @@ def read_options(fields):
         is_whole_float = kind is float and type(value) is int
         if type(value) is not kind and not is_whole_float:
             raise ValueError(
-                f"{name} must be a {kind.__name__}, such as {default!r}, got {value!r}"
+                f"{name} must be a {kind.__name__}, such as {default!r}, got {value!r:.80}"
             )
         options[name] = value
     return options
@@ -215,7 +202,7 @@ def save(model, folder, dtype=torch.float32):
         if model.tokenizer:
             model.tokenizer.save(temporary)
         # Another model's tokenizer would be taken for this one's.
-        for name in ("merges.txt", "vocab.json"):
+        for name in ("merges.txt", "vocab.json", "tokenizer.json"):
             if not (temporary / name).exists():
                 Path(folder, name).unlink(missing_ok=True)
 

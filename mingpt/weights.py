@@ -9,10 +9,13 @@ import zipfile
 import torch
 from safetensors.torch import load_file
 
-from mingpt.common import one_line
+from mingpt.common import reading
 
 # The linear weights, which files hold as (in, out), the model's nn.Linear as (out, in).
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+EMBEDDING = "transformer.wte.weight"
+OUTPUT = "lm_head.weight"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older checkpoints, not weights
 
 
@@ -21,22 +24,15 @@ def read_file(path):
 
     A .bin is read as plain tensors, never as code. ValueError if the file is not whole.
     """
-    try:
+    complaint = "cannot be read as weights: it is corrupt, cut short or not only tensors"
+    with reading(path, complaint):
         if path.suffix == ".safetensors":
             return load_file(path)
         # A file from before torch 1.6 is no zip file, and cannot be mapped.
         is_zip = zipfile.is_zipfile(path)
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except OSError:
-        raise
-    # For a file that is cut short or altered the readers raise errors of many types.
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as weights ({one_line(error)[:200]}): it is corrupt, "
-            f"cut short or not only tensors; delete {path.resolve()} and get it again"
-        ) from error
-    values = weights.values() if isinstance(weights, dict) else [None]
-    if not all(isinstance(value, torch.Tensor) for value in values):
+    items = weights.items() if isinstance(weights, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in items):
         raise ValueError(
             f"{path} must hold one dict of name: tensor, "
             "as torch.save(model.state_dict(), ...) writes it"
@@ -61,9 +57,9 @@ def stored_shapes(config):
     for layer in range(config.n_layer):
         with_bias |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
     shapes = {
-        "transformer.wte.weight": (config.vocab_size, C),
+        EMBEDDING: (config.vocab_size, C),
         "transformer.wpe.weight": (config.block_size, C),
-        "lm_head.weight": (config.vocab_size, C),
+        OUTPUT: (config.vocab_size, C),
     }
     for name, shape in with_bias.items():
         shapes[f"transformer.{name}.weight"] = shape
@@ -75,13 +71,36 @@ def read_weights(path, config):
     """The weights of a file as GPT.load_state_dict takes them, {name: tensor}, in fp32.
 
     ValueError if the file is not whole, or, naming the weight, if one is missing, unknown, there
-    twice, of another shape, or not finite. It names up to five such faults: together they show
-    what kind of file it is.
+    twice, of another shape, no plain floats, or not finite. It names up to five such faults:
+    together they show what kind of file it is.
     """
+    weights = without_masks(read_file(path))
+    # A layer has 12 weights. The names of a billion layers would not fit into the memory.
+    if config.n_layer > len(weights):
+        raise ValueError(
+            f"{path} does not fit its config.json: "
+            f"it has {len(weights)} weights, too few for n_layer {config.n_layer}"
+        )
     shapes = stored_shapes(config)
+    fitted, faults = fit_weights(weights, shapes)
+    if config.tie_word_embeddings and EMBEDDING in fitted:
+        # A file holds the one matrix once; here it is put in the second place, not copied.
+        fitted.setdefault(OUTPUT, fitted[EMBEDDING])
+    faults += [f"{name} is missing" for name in shapes if name not in fitted]
+    if config.tie_word_embeddings and not faults and not fitted[OUTPUT].equal(fitted[EMBEDDING]):
+        faults = [f"{OUTPUT} is not wte.weight, though tie_word_embeddings in config.json says so"]
+    if faults:
+        if len(faults) > 5:
+            faults[5:] = [f"and {len(faults) - 5} more"]
+        raise ValueError("\n  ".join([f"{path} does not fit its config.json:", *faults]))
+    return {name: transpose_linear(name, weight) for name, weight in fitted.items()}
+
+
+def fit_weights(weights, shapes):
+    """({name: tensor} in fp32 under the names of `shapes`, what is wrong as a list of texts)."""
     fitted = {}
     faults = []
-    for stored_name, weight in without_masks(read_file(path)).items():
+    for stored_name, weight in weights.items():
         # GPT-2's own files leave the prefix out; those that transformers writes have it.
         has_prefix = stored_name.startswith(("transformer.", "lm_head."))
         name = stored_name if has_prefix else f"transformer.{stored_name}"
@@ -90,41 +109,31 @@ def read_weights(path, config):
             continue
         if name in fitted:
             faults.append(f"{stored_name} is there twice, with and without 'transformer.'")
-        fitted[name] = weight.float()
-        faults += find_faults(stored_name, fitted[name], shapes[name])
-    if config.tie_word_embeddings:
-        faults += tie_embeddings(fitted)
-    faults += [f"{name} is missing" for name in shapes if name not in fitted]
-    if faults:
-        if len(faults) > 5:
-            faults[5:] = [f"and {len(faults) - 5} more"]
-        raise ValueError("\n  ".join([f"{path} does not fit its config.json:", *faults]))
-    return {name: transpose_linear(name, weight) for name, weight in fitted.items()}
+        fault = find_misfit(weight, shapes[name])
+        # Only now: a wrong shape may ask for more memory than there is.
+        fitted[name] = weight if fault else weight.float()
+        if not fault and not is_finite(fitted[name]):
+            fault = "has values that are NaN or infinite"
+        if fault:
+            faults.append(f"{stored_name} {fault}")
+    return fitted, faults
 
 
-def find_faults(name, weight, shape):
-    """What is wrong with a weight by itself, a list of texts."""
-    faults = []
+def find_misfit(weight, shape):
+    """What of a weight, but for its values, is not as this model needs it, a text; or None."""
+    # What is no float here is sparse, or a code that needs its own decoder.
+    is_plain = weight.layout is torch.strided and weight.device.type == "cpu"
+    if not is_plain or weight.is_nested or weight.dtype not in FLOATS:
+        kind = "nested" if weight.is_nested else f"{weight.layout}, {weight.dtype}"
+        return f"must be a plain tensor of floats on the cpu, got {kind}, {weight.device}"
     if weight.shape != shape:
-        faults.append(f"{name} has shape {tuple(weight.shape)}, config.json makes it {shape}")
-    # A finite sum has only finite terms, and is quicker to have.
-    if not (weight.sum().isfinite() or weight.isfinite().all()):
-        faults.append(f"{name} has values that are NaN or infinite")
-    return faults
+        return f"has shape {tuple(weight.shape)}, config.json makes it {shape}"
+    return None
 
 
-def tie_embeddings(weights):
-    """What is wrong with the output matrix of a model that has it tied, a list of texts.
-
-    Where the weights have no output matrix, the token embedding is put in its place, not copied.
-    """
-    embedding = weights.get("transformer.wte.weight")
-    if embedding is None:
-        return []
-    output = weights.setdefault("lm_head.weight", embedding)
-    if output.equal(embedding):
-        return []
-    return ["lm_head.weight is not wte.weight, though tie_word_embeddings in config.json says so"]
+def is_finite(weight):
+    """Are all values finite? A finite sum has only finite terms, and is quicker to have."""
+    return weight.sum().isfinite() or weight.isfinite().all()
 
 
 def transpose_linear(name, weight):
@@ -137,7 +146,7 @@ def stored_weights(model, dtype):
     weights = {}
     for name, weight in model.state_dict().items():
         # A tied output matrix is the token embedding once more; a file holds it once.
-        is_copy = name == "lm_head.weight" and model.config.tie_word_embeddings
+        is_copy = name == OUTPUT and model.config.tie_word_embeddings
         if not is_copy:
             weights[name] = transpose_linear(name, weight).to("cpu", dtype).contiguous()
     return weights

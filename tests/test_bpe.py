@@ -304,9 +304,12 @@ def test_a_vocabulary_that_does_not_fit_is_refused_by_name(small, tmp_path):
         with pytest.raises(ValueError, match="an id of its own, an int from 0, got .* for '<pad>'"):
             Encoder(merges, small.encoder.ids | {"<pad>": wrong})
     small.save(tmp_path)
-    for text in ('{"a": 1', "[1, 2]", ""):
+    wanted = ": expected one JSON object of token: id"
+    broken = " is no whole JSON file"
+    deep = "[" * 100_000
+    for text, complaint in (('{"a": 1', broken), ("[1, 2]", wanted), ("", broken), (deep, broken)):
         (tmp_path / "vocab.json").write_text(text)
-        with pytest.raises(ValueError, match=r"vocab\.json: expected one JSON object"):
+        with pytest.raises(ValueError, match=r"vocab\.json" + complaint):
             BPETokenizer.from_files(tmp_path / "merges.txt", tmp_path / "vocab.json")
 
 

@@ -7,9 +7,11 @@ nothing leaves the machine.
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from io import StringIO
@@ -45,6 +47,7 @@ SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
     "reordered": {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True},
 }
 MERGES = [("a", "b"), ("Ġ", "ab")]
+NAN = float("nan")
 C_ATTN = "transformer.h.2.attn.c_attn.weight"
 # fp32 rounds at 6e-8 of a number; through the L blocks the two add and multiply in another order,
 # which leaves some tens of roundings. A wrong epsilon, activation or scale is off by 1e-3 and more.
@@ -255,8 +258,10 @@ def test_a_new_model_with_a_tokenizer_comes_back_from_save_in_half_precision(tmp
     model = GPT(GPTConfig("gpt-nano", vocab_size=259, block_size=8))
     model.tokenizer = BPETokenizer(Encoder(MERGES))
     # An older model's, which must not be taken for this one's.
-    (tmp_path / "vocab.json").write_text("{}")
+    for name in ("vocab.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
     pretrained.save(model, tmp_path, torch.float16)
+    assert not (tmp_path / "tokenizer.json").exists()
     again = GPT.from_pretrained(tmp_path)
     assert again.tokenizer.encode("ab ab") == model.tokenizer.encode("ab ab") == [256, 257]
     assert again.transformer.wte.weight.equal(model.transformer.wte.weight.half().float())
@@ -357,6 +362,12 @@ def test_a_name_that_is_nothing_is_refused_without_asking_the_hub(name, message,
         ({"n_layer": "4"}, "n_layer must be a whole number from 1, got '4'"),
         ({"n_inner": 0}, "n_inner must be a whole number from 1, got 0"),
         ({"n_head": 4}, "n_embd 21 is not a multiple of n_head 4"),
+        ({"n_positions": 1e30}, "n_positions must be a whole number from 1, got 1e+30"),
+        ({"layer_norm_epsilon": NAN}, "layer_norm_epsilon must be a number from 0 to 1, got nan"),
+        ({"layer_norm_epsilon": -1e-5}, "layer_norm_epsilon must be a number from 0 to 1"),
+        ({"layer_norm_epsilon": 10**400}, "layer_norm_epsilon must be a number from 0 to 1"),
+        ({"embd_pdrop": NAN}, "embd_pdrop must be a number from 0 to 1, got nan"),
+        ({"resid_pdrop": 1.1}, "resid_pdrop must be a number from 0 to 1, got 1.1"),
     ],
 )
 def test_a_configuration_that_this_model_cannot_honour_is_refused_by_name(
@@ -366,6 +377,19 @@ def test_a_configuration_that_this_model_cannot_honour_is_refused_by_name(
     with pytest.raises(ValueError) as error:
         GPT.from_pretrained(folder)
     assert message in str(error.value) and str(folder / "config.json") in str(error.value)
+
+
+@pytest.mark.parametrize("size", [5, 2**31, 2**63, 10**30])
+def test_a_size_that_is_not_that_of_the_weights_is_refused_before_anything_is_built(size, folder):
+    for name in ("n_layer", "n_inner", "vocab_size", "n_positions"):
+        kept = (folder / "config.json").read_text()
+        edit(folder, **{name: size})
+        # As many layers as there are weights would still be named, one by one.
+        with pytest.raises(
+            ValueError, match=rf"does not fit its config.json(?s:.*)({size}|h\.4\.)"
+        ):
+            GPT.from_pretrained(folder)
+        (folder / "config.json").write_text(kept)
 
 
 def change(name, function):
@@ -464,11 +488,114 @@ def test_a_bin_that_would_run_code_is_refused_and_does_not_run_it(folder):
     for content, message in (
         (Code(), "cannot be read as weights"),
         ([1], "must hold one dict of name: tensor"),
+        ({1: torch.ones(2)}, "must hold one dict of name: tensor"),
     ):
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(ValueError, match=message):
             GPT.from_pretrained(folder)
     assert not (folder / "it ran").exists()
+
+
+NOT_FLOATS = {
+    "complex": lambda w: w.cfloat(),
+    "int8": lambda w: w.char(),
+    "bool": lambda w: w.bool(),
+    "float8": lambda w: w.to(torch.float8_e4m3fn),  # of use only with a scale of its own
+}
+NOT_PLAIN = {
+    "meta": lambda w: w.to("meta"),
+    "sparse": lambda w: w.to_sparse(),
+    "sparse rows": lambda w: w.to_sparse_csr(),
+    "quantized": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "nested": lambda w: torch.nested.nested_tensor(list(w)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(sparse|quantiz|nested)")
+@pytest.mark.parametrize("kind", [*NOT_FLOATS, *NOT_PLAIN])
+def test_weights_that_are_no_plain_floats_are_refused_by_name(kind, folder):
+    message = f"{C_ATTN} must be a plain tensor of floats on the cpu"
+    weights = load_file(folder / "model.safetensors")
+    weights[C_ATTN] = (NOT_FLOATS | NOT_PLAIN)[kind](weights[C_ATTN])
+    if kind in NOT_FLOATS:
+        save_file(weights, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            GPT.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(folder)
+
+
+def test_a_weight_that_stands_for_more_numbers_than_fit_into_the_memory_is_refused(folder):
+    to_bin(folder)
+    weights = torch.load(folder / "pytorch_model.bin")
+    weights[C_ATTN] = torch.ones(1, dtype=torch.float16).expand(2**50)  # one number in the file
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"{C_ATTN} has shape"):
+        GPT.from_pretrained(folder)
+
+
+def test_numbers_that_are_too_large_for_fp32_are_refused(folder):
+    edit_weights(folder, change("transformer.wpe.weight", lambda w: w.double() + 1e300))
+    with pytest.raises(ValueError, match="wpe.weight has values that are NaN or infinite"):
+        GPT.from_pretrained(folder)
+
+
+def test_a_safetensors_file_with_an_unknown_dtype_is_refused_by_name(folder):
+    path = folder / "model.safetensors"
+    for dtype in (b'"X32"', b'"F6_E2M3"'):
+        header = json.dumps({"w": {"dtype": "X", "shape": [4], "data_offsets": [0, 3]}})
+        header = header.encode().replace(b'"X"', dtype)
+        path.write_bytes(len(header).to_bytes(8, "little") + header + b"123")
+        with pytest.raises(ValueError, match=f"{path} cannot be read as weights"):
+            GPT.from_pretrained(folder)
+
+
+LOAD_ALL = """
+import sys
+from mingpt.model import GPT
+for name in sys.argv[1:]:
+    try:
+        GPT.from_pretrained(name)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_pipe_or_a_device_is_never_opened(folder, tmp_path):
+    """In a process of its own, since reading one would have no end, and eat the memory."""
+    edit(folder, vocab_size=257)
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    os.mkfifo(tmp_path / "fifo")
+    odd = {tmp_path / "fifo": tmp_path / "fifo"}  # name of a model -> what of it cannot be read
+    for name in ("config.json", "vocab.json", "merges.txt", *hub_files.WEIGHTS):
+        for target in (tmp_path / "fifo", "/dev/zero"):
+            copy = shutil.copytree(folder, tmp_path / str(len(odd)))
+            # The first of the weights files that is there is read.
+            (copy / ("model.safetensors" if name in hub_files.WEIGHTS else name)).unlink(True)
+            (copy / name).symlink_to(target)
+            odd[copy] = copy / name
+    command = [sys.executable, "-c", LOAD_ALL, *map(str, odd)]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=100).stdout
+    for line, path in zip(output.splitlines(), odd.values(), strict=True):
+        assert f"cannot read {path}: it is a pipe or a device, not a file" in line
+
+
+def test_a_folder_that_may_not_be_read_is_refused():
+    locked = Path(tempfile.mkdtemp())  # not in tmp_path, whose parents are locked too
+    locked.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)  # root may read any folder
+    try:
+        with pytest.raises(ValueError, match=f"cannot read {locked}: Permission denied"):
+            GPT.from_pretrained(locked)
+    finally:
+        if is_root:
+            os.seteuid(0)
+        locked.rmdir()
 
 
 @pytest.mark.parametrize(
@@ -487,6 +614,8 @@ def test_a_bin_that_would_run_code_is_refused_and_does_not_run_it(folder):
             "the vocabulary has no id for",
         ),
         ({"config.json": '{"model_type": '}, "config.json is no whole JSON file"),
+        ({"config.json": "[" * 100_000}, "config.json is no whole JSON file"),
+        ({"config.json": '{"model_type": 1' + "0" * 5000 + "}"}, "config.json is no whole JSON"),
         ({"config.json": "[]"}, "model_type must be"),
         ({"config.json": None}, "has no config.json"),
         (
