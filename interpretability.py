@@ -18,6 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 import torch
 
 from mingpt.common import check_device, run_command
+from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import figures, inputs, reports
 from mingpt.interpretability.activation_patching import check_cells, patch_layers, patch_loop
 from mingpt.interpretability.readout import published_logit_diff
@@ -40,7 +41,7 @@ def parse(arguments):
     """The options: what a flag gives, else the constant above."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--model", help=f"default: {MODEL}")
+    parser.add_argument("--model", help=f"{MODEL_HELP}; default: {MODEL}")
     empty = "empty: the differing token"
     for flag, default, hint in (
         ("--clean", CLEAN, "the text whose activations are put in"),

@@ -16,6 +16,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from mingpt.common import command_parser, run_command
+from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import figures
 from mingpt.interpretability.circuits import METHODS, find_circuit
 from mingpt.interpretability.graph import record_task
@@ -67,7 +68,7 @@ def print_measures(circuit, others):
 def main(arguments=None):
     """The command line: its exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("model", help="a name or a folder, as GPT.from_pretrained takes it")
+    parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--task", default="name_recall", choices=TASKS, help="default: %(default)s")
     parser.add_argument(
         "--method", default="path_patching", choices=METHODS, help="default: %(default)s"

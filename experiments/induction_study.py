@@ -34,7 +34,7 @@ from experiments.induction_figures import (
     plot_study,
 )
 from mingpt.common import atomic_write, command_parser, run_command
-from mingpt.hub import steps_in
+from mingpt.hub import MODEL_HELP, steps_in
 from mingpt.interpretability import figures, induction
 from mingpt.model import GPT
 
@@ -164,7 +164,7 @@ def main(arguments=None):
     parser.add_argument(
         "name",
         metavar="MODEL_OR_RUN",
-        help="of a run, the last model is studied, the curve is of all",
+        help=f"{MODEL_HELP}; of a run the curve is of all its models",
     )
     parser.add_argument(
         "--output",

@@ -19,6 +19,11 @@ import numpy
 
 from mingpt.common import has_stderr, one_line, reading
 
+# For the help of commands: what GPT.from_pretrained takes.
+MODEL_HELP = (
+    "a model id of the Hugging Face hub (gpt2, owner/name), a model's folder, a training run's "
+    "folder (its last model), or names, the embedded model"
+)
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -219,7 +224,8 @@ def unreachable(repo, filename, reason):
     return Unavailable(
         f"{filename} of {repo} is not in the cache {constants().HF_HUB_CACHE}, and "
         f"{constants().ENDPOINT} cannot be reached ({one_line(reason)}); "
-        "run this again with a network, or give a folder that has the model"
+        "run this again with a network, or give a folder that has the model, or names, the "
+        "embedded model"
     )
 
 

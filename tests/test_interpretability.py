@@ -358,6 +358,23 @@ def test_a_flag_was_asked_for_even_if_it_repeats_the_default(flag):
     assert interpretability.parse(["--output", "x.png", "--device", "cpu"]).untouched
 
 
+def test_without_gpt2_edited_texts_are_told_how_to_take_the_embedded_model(tmp_path, no_network):
+    done = script("--clean", interpretability.CLEAN, cwd=tmp_path, **no_network)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert '`--model names`, or MODEL = "names" in the script' in done.stderr
+
+
+def test_help_says_what_model_takes_even_where_the_hubs_address_is_wrong(tmp_path):
+    """huggingface_hub itself cannot be imported with this address."""
+    done = script("--help", cwd=tmp_path, HF_ENDPOINT="http://[")
+    words = " ".join(done.stdout.split())
+    assert "--model MODEL a model id of the Hugging Face hub (gpt2, owner/name)" in words
+    assert "or names, the embedded model; default: gpt2" in words
+    done = script("--model", "gpt2", cwd=tmp_path, HF_ENDPOINT="http://[")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: HF_ENDPOINT must be an address such as https://")
+
+
 def test_importing_the_script_runs_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import interpretability"
     done = subprocess.run(

@@ -874,6 +874,16 @@ def test_offline_without_a_cache_is_unreachable_and_asks_nobody(whole, start, mo
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    "address", ["not a url", "http://[", "ftp://x", "", "http://", "http://a:b", "http://a\nb"]
+)
+def test_an_address_of_the_hub_that_is_none_is_refused(address, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(ValueError, match="HF_ENDPOINT must be an address such as .*, got "):
+        GPT.from_pretrained("gpt2")
+    assert GPT.from_pretrained("names").tokenizer  # which needs no hub
+
+
 # processes of their own, with the environment variables that a user sets
 
 PROGRAM = "from mingpt.model import GPT; print(GPT.from_pretrained('gpt2').source)"

@@ -23,9 +23,12 @@ def load_model(name, may_stand_in=False):
     """The named model; with may_stand_in, the embedded one where it cannot be had, and says so."""
     try:
         return GPT.from_pretrained(name)
-    except Unavailable:
+    except Unavailable as error:
         if not may_stand_in:
-            raise
+            raise Unavailable(
+                f'{error}\n`--model names`, or MODEL = "names" in the script, takes the embedded '
+                "model, which needs no network."
+            ) from error
         print(
             f"{name} is not in the cache and cannot be had from the hub: "
             "this is names, the embedded model.\n"
