@@ -104,6 +104,14 @@ def paths_in_the_tree():
             folders[indentation + 2] = folders[indentation] / name
 
 
+def test_an_installation_has_the_package_mingpt_whole_and_nothing_beside_it():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = re.findall(r"^packages = (.*)$", settings, re.M)
+    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("mingpt/**/*.py")}
+    assert packages == [repr(sorted(".".join(f.parts) for f in folders)).replace("'", '"')]
+    assert "py-modules" not in settings
+
+
 def test_the_tree_shows_files_that_exist_and_all_modules_of_the_package():
     tree = list(paths_in_the_tree())
     for path in tree:
