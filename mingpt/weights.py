@@ -79,7 +79,8 @@ def read_weights(path, config):
     if config.n_layer > len(weights):
         raise ValueError(
             f"{path} does not fit its config.json: "
-            f"it has {len(weights)} weights, too few for n_layer {config.n_layer}"
+            f"it has {len(weights)} weights, too few for n_layer {config.n_layer}; "
+            "take both from the same model"
         )
     shapes = stored_shapes(config)
     fitted, faults = fit_weights(weights, shapes)
