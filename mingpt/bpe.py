@@ -25,7 +25,7 @@ from mingpt.common import read_json, reading
 from mingpt.hub import Hub
 
 END_OF_TEXT = "<|endoftext|>"
-# At most so many words, of at most so many characters, are remembered with their ids.
+# Bounds of the cache, without which it would grow for ever: words, and characters in a word.
 CACHED_WORDS = 2**17
 CACHED_LENGTH = 64
 SPLIT = regex.compile(
@@ -177,10 +177,7 @@ class Encoder:
         }
 
     def word_ids(self, word):
-        """The ids of one word; short words are remembered, since a text repeats them.
-
-        Without a bound the cache of a long-running program would grow for ever.
-        """
+        """The ids of one word; short words are remembered, since a text repeats them."""
         ids = self.cache.get(word)
         if ids is None:
             ids = self.show_word(word)["token_ix"]
@@ -233,8 +230,7 @@ class Encoder:
 class BPETokenizer:
     """`tokenizer(text)` is a LongTensor (1, T), ready for the model. Alone it is GPT-2's own.
 
-    encode, decode and every step between are those of `tokenizer.encoder`; n_vocab is the number
-    of ids.
+    encode, decode and every step between are those of `tokenizer.encoder`; n_vocab counts the ids.
     """
 
     def __init__(self, encoder=None):
