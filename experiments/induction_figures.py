@@ -87,7 +87,7 @@ def plot_study(model, prompts, study, path=None):
     That head's mean pattern is drawn whole, in a repeat; and from the second piece to the first,
     in a repeat and in its control, where the stripe lies right above the diagonal.
     """
-    from matplotlib.figure import Figure
+    from mingpt.interpretability.notebook_figure import Figure
 
     rows = 2 + len(study.ablations)
     figure = Figure(figsize=(13, 3.8 * rows), layout="constrained")
@@ -183,7 +183,7 @@ def plot_curve(curve, path=None, losses=None, title=None):
     Bars are standard errors. losses: of the training itself, as read_losses gives them; a panel
     for them goes below.
     """
-    from matplotlib.figure import Figure
+    from mingpt.interpretability.notebook_figure import Figure
 
     rows = 4 if losses else 3
     figure = Figure(figsize=(8, 3 * rows + 1), layout="constrained")

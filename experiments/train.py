@@ -265,7 +265,7 @@ def draw_curve(history, path=None):
 
     Where validation stays behind or rises, the model learns its training text by heart.
     """
-    from matplotlib.figure import Figure
+    from mingpt.interpretability.notebook_figure import Figure
 
     steps, _, _, training, validation, *_ = zip(*history)
     figure = Figure(layout="constrained")

@@ -30,7 +30,7 @@ def draw_circuit(nodes, edges, title):
     [(sender, reader, score)], a reader being a node or a head's "3.5.q". An arrow is as wide as its
     score, and dashed where that is negative.
     """
-    from matplotlib.figure import Figure
+    from mingpt.interpretability.notebook_figure import Figure
 
     # "3.5" and "3.6" have the same part before the point, so they share a row.
     groups = groupby(nodes, key=lambda node: node.partition(".")[0])

@@ -104,7 +104,7 @@ def _draw_image(
 
     rows, xlabel: as in draw_heatmap. colours: what imshow takes as cmap, vmin and vmax.
     """
-    from matplotlib.figure import Figure
+    from mingpt.interpretability.notebook_figure import Figure
 
     height, width = values.shape
     # Large enough for the cells, and for the title where there are few of them.
@@ -157,7 +157,7 @@ def draw_patterns(patterns, labels, title):
     labels: of the T tokens, on both axes. If there are several patterns, each is named "row.column"
     in its upper right corner, which is empty: no token sees a later one.
     """
-    from matplotlib.figure import Figure
+    from mingpt.interpretability.notebook_figure import Figure
 
     R, K, T, _ = patterns.shape
     tile = T + 1  # a pattern and the gap after it
