@@ -102,12 +102,13 @@ def experiment(options):
 
     tokens = tokenizer.tokens(corrupted[0])
     title = (
-        f"clean: {options.clean!r}\ncorrupted: {options.corrupted!r}\n"
+        f"clean: {figures.quote(options.clean)}\n"
+        f"corrupted: {figures.quote(options.corrupted)}\n"
         f"{reports.name_model(model)}: "
         "clean residual stream put in after the layer, at the position"
     )
     label = f"{quantity}, positive: the corrupted answer is ahead"
-    files = figures.save_heatmap(differences, tokens, title, label, options.output)
+    files = figures.save_heatmap(differences, tokens, title, label, options.output, unpatched)
     print(f"Wrote {files[0]} and {files[1]}.")
     print(reports.describe_strongest_cell(differences, tokens, **unpatched))
 

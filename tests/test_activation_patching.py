@@ -208,6 +208,54 @@ def test_texts_and_ids_give_the_same_and_the_corrupted_answer_is_the_differing_t
     assert by_text.tokens == list("axcab") and by_text.quantity == "logit('x') - logit('b')"
 
 
+def test_the_picture_of_a_result_names_the_model_the_texts_and_the_unpatched_values():
+    model = text_model()
+    model.name = "some model"
+    result = patch_layers(model, "abcab", "axcab", "b", "x")
+    axes, bar = result.plot().axes
+    for words in ("some model", "clean: 'abcab'", "corrupted: 'axcab'", "resid_post"):
+        assert words in axes.get_title()
+    marks = {text.get_text(): text.get_position()[1] for text in bar.texts}
+    assert marks == {"clean": result.clean.item(), "corrupted": result.corrupted.item()}
+    heads = patch_layers(model, "abcab", "axcab", "b", "x", "z", "noise", each_position=False)
+    axes = heads.plot().axes[0]
+    assert axes.get_xlabel() == "head" and "corrupted z put into the clean run" in axes.get_title()
+    pairs = patch_layers(model, ["abcab"] * 2, ["axcab"] * 2, "b", "x")
+    assert "2 pairs" in pairs.plot().axes[0].get_title()
+    ids = torch.tensor([[1, 2, 3]])
+    by_ids = patch_layers(make_model(), ids, torch.tensor([[1, 4, 3]]), 2, 4)
+    assert "clean: '1 2 3'" in by_ids.plot().axes[0].get_title()
+
+
+@pytest.mark.parametrize("measure", ["logit_diff", "normalized", "probability", "log_prob", "kl"])
+def test_every_measure_is_drawn_and_written_with_its_name_and_scale(measure, tmp_path):
+    result = patch_layers(text_model(), "abcab", "axcab", "b", "x")
+    values = getattr(result, measure)
+    axes, bar = result.plot(measure=measure).axes
+    image = axes.images[0]
+    assert torch.as_tensor(image.get_array()).equal(values.double())
+    low, high = image.get_clim()
+    assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6  # rounding
+    assert (low == -high) == (measure in ("logit_diff", "normalized"))
+    expected = {
+        "logit_diff": "logit('x') - logit('b')",
+        "normalized": "share restored",
+        "probability": "probability of the clean answer",
+        "log_prob": "nats",
+        "kl": "nats",
+    }
+    assert expected[measure] in bar.get_ylabel()
+    # Patched at the last layer and position, the corrupted run ends as the clean one.
+    marks = {text.get_text(): text.get_position()[1] for text in bar.texts}
+    assert marks["clean"] == pytest.approx(values[-1, -1].item(), abs=1e-5)
+    assert marks["corrupted"] == pytest.approx(values[0, 0].item(), abs=1e-5)
+    result.to_csv(tmp_path / "table.csv", measure)
+    line = (tmp_path / "table.csv").read_text().splitlines()[1]
+    assert [float(cell) for cell in line.split(",")[1:]] == values[0].tolist()
+    with pytest.raises(ValueError, match="logit_diff, normalized.*'size'"):
+        result.plot(measure="size")
+
+
 def test_a_result_plots_itself_writes_itself_and_says_what_it_is(tmp_path):
     model = text_model()
     for site, each, rows, columns in (

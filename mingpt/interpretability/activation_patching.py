@@ -81,9 +81,10 @@ def patch_layers(
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
-    texts = token_texts(model, corrupted[0])
 
     ids = {"clean": clean, "corrupted": corrupted}
+    joint = "" if model.tokenizer else " "
+    texts = {name: joint.join(token_texts(model, rows[0])) for name, rows in ids.items()}
     source_name, target_name = DIRECTIONS[direction]
     sites = {site, *partial_runs.base_sites(site)}
     source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
@@ -105,7 +106,8 @@ def patch_layers(
     check_finite(*vectors.values())
     is_single = not isinstance(clean_input, (list, tuple)) and len(clean) == 1
     answers = torch.stack(answers, 1)  # (B,2)
-    return PatchingResult(model, vectors, answers, texts, site, direction, is_single)
+    tokens = token_texts(model, corrupted[0])
+    return PatchingResult(model, vectors, answers, tokens, texts, site, direction, is_single)
 
 
 def _as_cells(ends, unpatched, first, each_position, site):

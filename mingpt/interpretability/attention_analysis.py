@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, readout, runs, web_pages
+from mingpt.interpretability.attention_figure import draw_patterns
 from mingpt.interpretability.inputs import encode, encode_one, text_of, token_texts
 from mingpt.interpretability.reports import name_model
 
@@ -65,16 +66,16 @@ def plot_all_heads(model, text, save_path=None, only=None):
     patterns = extract_attention(model, ids).cpu().float()  # (L,H,T,T)
     L, H = patterns.shape[:2]
     heads = [f"{layer}.{head}" for layer, head in product(range(L), range(H))]
-    title = "every head, as layer.head"
+    title = f"{name_model(model)}: every head, as layer.head"
     if only:
         layer, head = only
         patterns = patterns[layer, head][None, None]  # (T,T) -> (1,1,T,T)
         heads = [f"{layer}.{head}"]
-        title = f"head {layer}.{head}"
+        title = f"{name_model(model)}: head {layer}.{head}"
     tokens = token_texts(model, ids[0])
     if not str(save_path).endswith(".html"):
         labels = figures.token_labels(tokens)
-        return figures.shown(figures.draw_patterns(patterns, labels, title), save_path)
+        return figures.shown(draw_patterns(patterns, labels, title), save_path)
 
     data = {
         "model": name_model(model),

@@ -6,16 +6,19 @@ A heatmap is read from top to bottom, as the model runs: layer 0 is the top row.
 import csv
 import sys
 import warnings
-from itertools import product
+from math import floor, log10
 from pathlib import Path
-
-import torch
-from torch.nn import functional as F
+from typing import NamedTuple
 
 from mingpt.common import atomic_write
 
 SUFFIXES = (".png", ".svg", ".pdf")
-MAX_INCHES = 60  # of a side: a larger picture is a file that nobody can open
+PAGE_INCHES = 24  # of a side: what can still be read as one picture
+MAX_INCHES = 60  # where each cell needs its place: a larger file nobody can open
+MOST_WORDS = 80  # columns, which fill those inches with words
+# The least value that is drawn in full colour, in logits, nats or shares: what is far smaller is
+# pale, however small all others are.
+FAINT = 0.05
 
 
 def check_output(path, suffixes=SUFFIXES):
@@ -43,6 +46,13 @@ def check_output(path, suffixes=SUFFIXES):
         ) from error
 
 
+def quote(text, most=160):
+    """The text as Python writes it; of a long one the beginning and the end, with "..." between."""
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
+    return repr(text)
+
+
 def token_labels(tokens):
     """["0 Michelle", "1  Jones", ...]: position, a space, the token as in visible_text."""
     return [f"{position} {visible_text(token)}" for position, token in enumerate(tokens)]
@@ -53,72 +63,159 @@ def visible_text(token):
     return repr(token)[1:-1]
 
 
-def draw_heatmap(values, columns, title, quantity, rows=None, xlabel="position and token"):
+class Scale(NamedTuple):
+    """Which colours values have: those of `cmap`, from low * reach to high * reach."""
+
+    cmap: str = "RdBu_r"  # red above 0, white at 0, blue below
+    low: int = -1
+    high: int = 1
+    reach: float | None = None  # without it the largest |value|, but no less than FAINT
+
+
+def draw_heatmap(
+    values,
+    columns,
+    title,
+    quantity,
+    rows=None,
+    xlabel="position and token",
+    scale=None,
+    marks=None,
+):
     """The matplotlib Figure of values (rows, columns), row 0 at the top.
 
-    Colours: red above 0, white at 0, blue below. title, quantity (of the colour bar) and the labels
-    are shown to the letter. rows: "layer.head" labels; without them the rows are the layers from 0.
+    title, quantity (of the colour bar) and the labels are shown to the letter. rows: "layer.head"
+    labels; without them the rows are the layers from 0. scale: without it, Scale(). marks:
+    {name: value}, up to two values that are marked on the colour bar, and lie on the scale.
     """
-    largest = values.abs().max().item()
-    colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
-    figure = _draw_image(values, columns, title, quantity, rows, xlabel, **colours)
+    marks = marks or {}
+    scale = scale or Scale()
+    if scale.reach is None:
+        largest = max(map(abs, [values.min().item(), values.max().item(), *marks.values()]))
+        # What is marked, the unpatched runs, fills most of a long picture: not in the darkest red.
+        room = 1.25 if marks else 1
+        scale = scale._replace(reach=max(room * largest, FAINT))
+    figure = _draw_image(values, columns, title, quantity, scale, rows, xlabel)
     # In more cells than these the numbers would run into each other.
     if len(columns) <= 24 and len(values) <= 60:
-        numbers = [f"{value:.1f}" for value in values.flatten().tolist()]
-        _write_in_cells(figure, values, numbers, 0.6 * largest, fontsize=7)
+        _write_in_cells(figure, values, _numbers(values), fontsize=7)
+    _mark(figure.axes[1], marks)
     return figure
 
 
-def save_heatmap(values, tokens, title, quantity, path):
+def save_heatmap(values, tokens, title, quantity, path, marks=None):
     """Write draw_heatmap of values (L,T), and beside it the same as a CSV, both or neither.
 
-    -> the two paths.
+    -> the two paths. ValueError if one cannot be written: then both files are as they were.
     """
     picture = Path(path)
     table = picture.with_suffix(".csv")
     columns = token_labels(tokens)
-    figure = draw_heatmap(values, columns, title, quantity)
-    with atomic_write(picture) as temporary_picture, atomic_write(table) as temporary_table:
-        save_figure(figure, temporary_picture)
-        save_csv(values, columns, temporary_table)
+    figure = draw_heatmap(values, columns, title, quantity, marks=marks)
+    before = table.read_bytes() if table.exists() else None
+    try:
+        with atomic_write(picture) as temporary_picture, atomic_write(table) as temporary_table:
+            save_figure(figure, temporary_picture)
+            save_csv(values, columns, temporary_table)
+    except BaseException:
+        # The table is in its place first. Where the picture then cannot be, the table goes back.
+        _put_back(table, before)
+        raise
     return picture, table
+
+
+def _put_back(path, before):
+    """Make a file what it was: these bytes, or with None not there."""
+    if before is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != before:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(before)
+
+
+def plot_effects(values, tokens=None, title="", quantity="effect (logits)", path=None):
+    """The matplotlib Figure of effects, layers down: (L,H), or with the T tokens (L,T) or (L,H,T).
+
+    Red above 0, blue below. path (.png, .svg, .pdf): written there. For what ablate_heads,
+    path_patching and attribution_patching give.
+    """
+    values, rows, columns, xlabel = as_table(values, tokens)
+    return shown(draw_heatmap(values, columns, title, quantity, rows, xlabel), path)
+
+
+def as_table(values, tokens=None):
+    """(values (rows, columns), labels of rows or None for layers, of columns, of the axis).
+
+    values: (L,) or (L,H); with the T tokens (L,T) or (L,H,T).
+    """
+    sizes = values.shape
+    if len(sizes) > 1 and tokens is not None and sizes[-1] != len(tokens):
+        raise ValueError(
+            f"there are {len(tokens)} tokens, and the values {tuple(sizes)} end in {sizes[-1]}; "
+            "give those tokens, or none for values (L,H)"
+        )
+    if len(sizes) == 1:
+        return values[:, None], None, ["all positions"], ""
+    if tokens is None:
+        return values, None, range(sizes[1]), "head"
+    rows = None
+    if len(sizes) == 3:
+        rows = [f"{layer}.{head}" for layer in range(sizes[0]) for head in range(sizes[1])]
+        values = values.flatten(0, 1)
+    return values, rows, token_labels(tokens), "position and token"
 
 
 def draw_words(values, columns, words, title, quantity, largest):
     """The matplotlib Figure of values (L,T) with a word in each cell, layer 0 at the top.
 
-    Colours: from white at 0 to dark blue at `largest`. words: L*T texts, a row after the other.
+    Colours: from white at 0 to dark blue at `largest`. words: L*T texts, a row after the other. In
+    more than 80 columns no word can be read: they are left out, and the title says so.
     """
-    colours = {"cmap": "Blues", "vmin": 0, "vmax": largest}
-    figure = _draw_image(values, columns, title, quantity, **colours)
-    # In more columns than these no word can be read.
-    if len(columns) <= 80:
-        _write_in_cells(figure, values, words, 0.7 * largest, fontsize=6.5)
+    scale = Scale("Blues", 0, 1, largest)
+    if len(columns) > MOST_WORDS:
+        title += f"\nmore than {MOST_WORDS} positions: the tokens themselves are on the .html page"
+        return _draw_image(values, columns, title, quantity, scale)
+    figure = _draw_image(values, columns, title, quantity, scale, widest=MAX_INCHES)
+    _write_in_cells(figure, values, words, fontsize=6.5)
     return figure
 
 
 def _draw_image(
-    values, columns, title, quantity, rows=None, xlabel="position and token", **colours
+    values,
+    columns,
+    title,
+    quantity,
+    scale,
+    rows=None,
+    xlabel="position and token",
+    widest=16,
 ):
     """A Figure of values as an image, row 0 at the top, with its ticks, title and colour bar.
 
-    rows, xlabel: as in draw_heatmap. colours: what imshow takes as cmap, vmin and vmax.
+    scale, with its reach, rows, xlabel: as in draw_heatmap. widest: how many inches it may be.
     """
     from mingpt.interpretability.notebook_figure import Figure
 
     height, width = values.shape
-    # Large enough for the cells, and for the title where there are few of them.
-    across = max(6.4, 0.62 * width + 2.6)
-    down = max(4.4, 0.34 * height + 2.6)
-    inches = (min(across, MAX_INCHES), min(down, MAX_INCHES))
-    figure = Figure(inches, layout="constrained")
+    # Wide enough for the cells and, where there are few, for the title.
+    across = min(max(9, 0.62 * width + 2.6), widest)
+    down = min(max(4.4, 0.34 * height + 2.6), PAGE_INCHES)
+    figure = Figure((across, down), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values.cpu().double().numpy(), aspect="auto", **colours)
-    _name_ticks(axes.xaxis, columns, 95, rotation=60, ha="right", rotation_mode="anchor")
-    _name_ticks(axes.yaxis, rows or range(height), 170)
+    image = axes.imshow(
+        values.cpu().double().numpy(),
+        scale.cmap,
+        vmin=scale.low * scale.reach,
+        vmax=scale.high * scale.reach,
+        aspect="auto",
+    )
+    _name_ticks(axes.xaxis, columns, 60, rotation=60, ha="right", rotation_mode="anchor")
+    _name_ticks(axes.yaxis, rows or range(height), 120)
     axes.set(xlabel=xlabel, ylabel="layer.head" if rows else "layer")
     axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
-    figure.colorbar(image).set_label(quantity, parse_math=False)
+    # In a tall picture a bar of the whole height could not be seen at once.
+    bar = figure.colorbar(image, shrink=min(1, 8 / down))
+    bar.set_label(quantity, parse_math=False)
     return figure
 
 
@@ -129,12 +226,22 @@ def _name_ticks(axis, labels, most, **style):
     axis.set_ticks(range(0, count, step), labels[::step], parse_math=False, **style)
 
 
-def _write_in_cells(figure, values, texts, dark, fontsize):
+def _numbers(values):
+    """The values as texts, a row after the other, with about two digits of the largest."""
+    largest = values.abs().max().item() or 1
+    decimals = min(4, max(1, 1 - floor(log10(largest / 2))))
+    # Adding 0 makes 0.0 of -0.0.
+    return [f"{round(value, decimals) + 0.0:.{decimals}f}" for value in values.flatten().tolist()]
+
+
+def _write_in_cells(figure, values, texts, fontsize):
     """Write texts into the cells of values (rows, columns), a row after the other.
 
-    White where the value is beyond `dark`, above or below 0, so that it is read on a dark cell.
+    White on dark cells.
     """
     axes = figure.axes[0]
+    colours = axes.images[0].to_rgba(values.cpu().double().numpy())  # (rows, columns, 4)
+    brightness = colours[..., :3] @ (0.3, 0.6, 0.1)  # as the eye weighs red, green and blue
     for number, text in enumerate(texts):
         row, column = divmod(number, values.size(1))
         axes.text(
@@ -144,62 +251,21 @@ def _write_in_cells(figure, values, texts, dark, fontsize):
             ha="center",
             va="center",
             fontsize=fontsize,
-            color="white" if values[row, column].abs() > dark else "black",
+            color="white" if brightness[row, column] < 0.5 else "black",
             parse_math=False,
             # They lie within the axes, so the layout need not ask for their sizes.
             in_layout=False,
         )
 
 
-def draw_patterns(patterns, labels, title):
-    """The matplotlib Figure of attention patterns (R,K,T,T), R rows of K, in one image.
-
-    labels: of the T tokens, on both axes. If there are several patterns, each is named "row.column"
-    in its upper right corner, which is empty: no token sees a later one.
-    """
-    from mingpt.interpretability.notebook_figure import Figure
-
-    R, K, T, _ = patterns.shape
-    tile = T + 1  # a pattern and the gap after it
-    future = torch.ones(T, T).triu(1).bool()
-    patterns = patterns.masked_fill(future, torch.nan)
-    tiles = F.pad(patterns, (0, 1, 0, 1), value=torch.nan)  # (R,K,tile,tile)
-    image = tiles.transpose(1, 2).reshape(R * tile, K * tile)
-    image = image[:-1, :-1].numpy()  # without the gaps at the edges
-    # Large enough to read where there are few patterns, and no larger than a picture may be.
-    cell = max(0.13, 4.5 / (K * T))  # inches
-    cell = min(cell, MAX_INCHES / (max(R, K) * tile))
-    inches = (cell * K * tile + 2.4, cell * R * tile + 1.6)
-    figure = Figure(inches, layout="compressed")
-    axes = figure.subplots()
-    axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
-    drawn = axes.imshow(image, "Blues", vmin=0, vmax=1)
-    _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
-    _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
-    axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
-    if R * K > 1:
-        size = min(14, 9 * cell * tile)
-        for row, column in product(range(R), range(K)):
-            corner = (column * tile + tile - 2, row * tile)
-            axes.text(*corner, f"{row}.{column}", ha="right", va="top", fontsize=size)
-    # In a tall picture of many patterns a bar of the whole height could not be seen at once.
-    shrink = min(1, 8 / figure.get_figheight())
-    figure.colorbar(drawn, aspect=40, shrink=shrink, label="attention weight")
-    return figure
-
-
-def _name_tokens(axis, labels, panels, cell, rotation):
-    """Name the tokens of each of the panels along an axis; cell: its width in inches."""
-    # Where cells are too small for a label each, only every second, third ... token is named.
-    step = -int(-0.05 // cell)
-    T = len(labels)
-    places = []
-    for panel in range(panels):
-        first = panel * (T + 1)
-        places += range(first, first + T, step)
-    size = min(8, 64 * cell * step)
-    names = labels[::step] * panels
-    axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
+def _mark(bar, marks):
+    """Draw a line across the axes of a colour bar at each of the marks, its name to the left."""
+    names = sorted(marks, key=marks.get)
+    # Below the lower line and above the upper one, where they cannot meet.
+    for name, side in zip(names, ("top", "bottom")):
+        value = marks[name]
+        bar.axhline(value, -0.3, color="black", linewidth=2, clip_on=False)
+        bar.text(-0.4, value, name, ha="right", va=side, transform=bar.get_yaxis_transform())
 
 
 def shown(figure, path=None):

@@ -13,8 +13,21 @@ from mingpt.common import atomic_write
 from mingpt.interpretability import figures
 from mingpt.interpretability.inputs import token_texts
 from mingpt.interpretability.readout import answer_direction
+from mingpt.interpretability.reports import name_model
 from mingpt.model import GPT
 from mingpt.sites import SITES_WITH_HEADS
+
+# What each measure is called on a picture, and how it is coloured.
+MEASURES = {
+    "logit_diff": ("", figures.Scale()),  # named by its answers
+    "normalized": (
+        "share restored: 0 as in the corrupted run, 1 as in the clean run",
+        figures.Scale("RdBu"),
+    ),
+    "probability": ("probability of the clean answer", figures.Scale("Blues", 0, 1, 1)),
+    "log_prob": ("log-probability of the clean answer (nats)", figures.Scale("Blues", -1, 0)),
+    "kl": ("KL(clean run || patched run), nats", figures.Scale("Reds", 0, 1)),
+}
 
 
 @dataclass(repr=False)
@@ -34,12 +47,13 @@ class PatchingResult:
     vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): after the final norm
     answers: torch.Tensor  # (B,2): the clean, the corrupted answer
     tokens: list  # the corrupted input's, as texts; of the first pair
+    texts: dict  # "clean" and "corrupted", of the first pair
     site: str
     direction: str  # denoise or noise
     single: bool  # one pair was given, not a list of pairs
 
     def __post_init__(self, model):
-        self.model_name = model.name
+        self.model_name = name_model(model)
         self.direction_of_answers = answer_direction(model, *self.answers.T)  # (B,C)
         self.answer_texts = None
         if model.tokenizer is not None:
@@ -99,22 +113,31 @@ class PatchingResult:
         """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
         return self._kl("patched")
 
-    def mean(self):
-        """logit_diff, averaged over the pairs: cells without B."""
-        return self.logit_diff if self.single else self.logit_diff.mean(0)
+    def mean(self, measure="logit_diff"):
+        """A measure, averaged over the pairs: cells without B."""
+        if measure not in MEASURES:
+            raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
+        values = getattr(self, measure)
+        return values if self.single else values.mean(0)
 
-    def plot(self, path=None):
-        """The matplotlib Figure of the mean logit_diff; path (.png, .svg, .pdf): written there."""
-        title = f"{self.site}, {self.direction}"
-        if not self.single:
-            title += f", mean over {len(self.answers)} pairs"
-        values, rows, columns, xlabel = self._table()
-        figure = figures.draw_heatmap(values, columns, title, self.quantity, rows, xlabel)
+    def plot(self, path=None, measure="logit_diff"):
+        """The matplotlib Figure of the mean of a measure; path (.png, .svg, .pdf): written there.
+
+        The unpatched runs are marked on the colour bar. Blue is towards the clean answer. In
+        "normalized" what does nothing is white, which suits long texts.
+        """
+        values, rows, columns, xlabel = self._table(measure)
+        quantity, scale = MEASURES[measure]
+        if measure == "logit_diff":
+            quantity = f"{self.quantity}, positive: the corrupted answer is ahead"
+        figure = figures.draw_heatmap(
+            values, columns, self._title(), quantity, rows, xlabel, scale, self._unpatched(measure)
+        )
         return figures.shown(figure, path)
 
-    def to_csv(self, path):
-        """Write the mean logit_diff: a header, then a row per layer (and head), in full."""
-        values, rows, columns, _ = self._table()
+    def to_csv(self, path, measure="logit_diff"):
+        """Write the mean of a measure: a header, then a row per layer (and head), in full."""
+        values, rows, columns, _ = self._table(measure)
         with atomic_write(path) as temporary:
             figures.save_csv(values, columns, temporary, rows)
 
@@ -131,19 +154,32 @@ class PatchingResult:
         ends = f"clean {self.clean.mean():.2f}, corrupted {self.corrupted.mean():.2f}"
         return f"PatchingResult({self.site}, {self.direction}, {shape} cells, {ends})"
 
-    def _table(self):
-        """(values (rows, columns), labels of rows or None for layers, of columns, of the axis)."""
-        values = self.mean()
-        rows = None
-        if values.ndim == 1:  # (L,)
-            return values[:, None], rows, ["all positions"], ""
-        if values.ndim == 2 and self.site in SITES_WITH_HEADS:  # (L,H)
-            return values, rows, range(values.size(1)), "head"
-        if values.ndim == 3:  # (L,H,T)
-            L, H, _ = values.shape
-            rows = [f"{layer}.{head}" for layer in range(L) for head in range(H)]
-            values = values.flatten(0, 1)
-        return values, rows, figures.token_labels(self.tokens), "position and token"
+    def _table(self, measure):
+        """What figures.as_table makes of the measure's mean."""
+        values = self.mean(measure)
+        has_positions = values.ndim - (self.site in SITES_WITH_HEADS) > 1
+        return figures.as_table(values, self.tokens if has_positions else None)
+
+    def _title(self):
+        """The texts, the model, and what is put into which run."""
+        lines = [f"{name}: {figures.quote(text)}" for name, text in self.texts.items()]
+        what = f"clean {self.site} put into the corrupted run"
+        if self.direction == "noise":
+            what = f"corrupted {self.site} put into the clean run"
+        if not self.single:
+            what += f"; mean over {len(self.answers)} pairs, of which this is the first"
+        lines.append(f"{self.model_name}: {what}")
+        return "\n".join(lines)
+
+    def _unpatched(self, measure):
+        """{"clean": the measure of the unpatched clean run, "corrupted": ...}, mean over pairs."""
+        if measure == "normalized":
+            return {"clean": 1, "corrupted": 0}
+        read = {"logit_diff": self._logit_diff, "kl": self._kl}.get(measure, self._log_prob)
+        values = {name: read(name) for name in ("clean", "corrupted")}
+        if measure == "probability":
+            values = {name: value.exp() for name, value in values.items()}
+        return {name: value.mean().item() for name, value in values.items()}
 
     def _logit_diff(self, name):
         """(B,cells): corrupted - clean answer; of one pair cells."""

@@ -1,0 +1,79 @@
+"""The picture of attention patterns: one head's, or every head's, layers down, heads across."""
+
+import torch
+from torch.nn import functional as F
+
+from mingpt.interpretability.figures import MAX_INCHES, PAGE_INCHES
+
+
+def draw_patterns(patterns, labels, title):
+    """The matplotlib Figure of attention patterns (R,K,T,T), R rows of K, in one image.
+
+    labels: of the T tokens, on both axes. If there are several patterns, each is named "row.column"
+    in its upper right corner, which is empty: no token sees a later one.
+    """
+    from mingpt.interpretability.notebook_figure import Figure
+
+    R, K, T, _ = patterns.shape
+    tile = T + 1  # a pattern and the gap after it
+    cell = _cell_inches(R, K, T)
+    inches = (cell * K * tile + 2.4, cell * R * tile + 1.6)
+    figure = Figure(inches, layout="compressed")
+    axes = figure.subplots()
+    axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
+    image = axes.imshow(_tile(patterns).numpy(), "Blues", vmin=0, vmax=1)
+    _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
+    _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
+    axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
+    if R * K > 1:
+        _name_patterns(axes, R, K, tile, fontsize=min(14, 9 * cell * tile))
+    # In a tall picture of many patterns a bar of the whole height could not be seen at once.
+    shrink = min(1, 8 / figure.get_figheight())
+    figure.colorbar(image, aspect=40, shrink=shrink, label="attention weight")
+    return figure
+
+
+def _cell_inches(R, K, T):
+    """How large a cell is drawn, in inches.
+
+    Large enough to read where there are few patterns. Of many it is a page, or two dots for each
+    cell where that is more; and no larger than a picture may be.
+    """
+    longest = max(R, K) * (T + 1)
+    readable = max(0.13, 4.5 / (K * T))
+    fitting = max(PAGE_INCHES / longest, 2 / 150)
+    return min(readable, fitting, MAX_INCHES / longest)
+
+
+def _tile(patterns):
+    """The patterns (R,K,T,T) side by side, NaN at later tokens and in gaps of one cell between."""
+    R, K, T, _ = patterns.shape
+    future = torch.ones(T, T).triu(1).bool()
+    patterns = patterns.masked_fill(future, torch.nan)
+    tiles = F.pad(patterns, (0, 1, 0, 1), value=torch.nan)  # (R,K,T+1,T+1)
+    image = tiles.transpose(1, 2).reshape(R * (T + 1), K * (T + 1))
+    return image[:-1, :-1]  # without the gaps at the edges
+
+
+def _name_patterns(axes, R, K, tile, fontsize):
+    """Write "row.column" into the upper right corner of each of the R rows of K patterns."""
+    for row in range(R):
+        for column in range(K):
+            right = column * tile + tile - 2
+            top = row * tile
+            name = f"{row}.{column}"
+            axes.text(right, top, name, ha="right", va="top", fontsize=fontsize)
+
+
+def _name_tokens(axis, labels, panels, cell, rotation):
+    """Name the tokens of each of the panels along an axis; cell: its width in inches."""
+    # Where cells are too small for a label each, only every second, third ... token is named.
+    step = -int(-0.11 // cell)
+    T = len(labels)
+    places = []
+    for panel in range(panels):
+        first = panel * (T + 1)
+        places += range(first, first + T, step)
+    names = labels[::step] * panels
+    size = min(8, 64 * cell * step)
+    axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
