@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from mingpt.interpretability.figures import MAX_INCHES, PAGE_INCHES
+from mingpt.interpretability.figures import DPI, MAX_INCHES, PAGE_INCHES
 
 
 def draw_patterns(patterns, labels, title):
@@ -16,53 +16,60 @@ def draw_patterns(patterns, labels, title):
 
     R, K, T, _ = patterns.shape
     tile = T + 1  # a pattern and the gap after it
-    cell = _cell_inches(R, K, T)
-    inches = (cell * K * tile + 2.4, cell * R * tile + 1.6)
-    figure = Figure(inches, layout="compressed")
+    cell = _cell_inches(R, K, tile)
+    width = K * tile * cell
+    height = R * tile * cell
+    figure = Figure((width + 2.4, height + 1.6), layout="compressed")
     axes = figure.subplots()
     axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
-    image = axes.imshow(_tile(patterns).numpy(), "Blues", vmin=0, vmax=1)
+    image = axes.imshow(_tile(patterns), "Blues", vmin=0, vmax=1)
     _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
     _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
-    axes.set(xlabel="attended to (key)", ylabel="attending (query)", title=title)
+    axes.set_title(title)
+    axes.set_xlabel("attended to (key)")
+    axes.set_ylabel("attending (query)")
     if R * K > 1:
-        _name_patterns(axes, R, K, tile, fontsize=min(14, 9 * cell * tile))
+        _name_patterns(axes, R, K, tile, cell)
     # In a tall picture of many patterns a bar of the whole height could not be seen at once.
     shrink = min(1, 8 / figure.get_figheight())
-    figure.colorbar(image, aspect=40, shrink=shrink, label="attention weight")
+    bar = figure.colorbar(image, aspect=40, shrink=shrink)
+    bar.set_label("attention weight")
     return figure
 
 
-def _cell_inches(R, K, T):
+def _cell_inches(R, K, tile):
     """How large a cell is drawn, in inches.
 
     Large enough to read where there are few patterns. Of many it is a page, or two dots for each
     cell where that is more; and no larger than a picture may be.
     """
-    longest = max(R, K) * (T + 1)
-    readable = max(0.13, 4.5 / (K * T))
-    fitting = max(PAGE_INCHES / longest, 2 / 150)
+    longest = max(R, K) * tile
+    readable = max(0.13, 4.5 / (K * tile))
+    two_dots = 2 / DPI
+    fitting = max(PAGE_INCHES / longest, two_dots)
     return min(readable, fitting, MAX_INCHES / longest)
 
 
 def _tile(patterns):
     """The patterns (R,K,T,T) side by side, NaN at later tokens and in gaps of one cell between."""
     R, K, T, _ = patterns.shape
+    tile = T + 1
     future = torch.ones(T, T).triu(1).bool()
     patterns = patterns.masked_fill(future, torch.nan)
-    tiles = F.pad(patterns, (0, 1, 0, 1), value=torch.nan)  # (R,K,T+1,T+1)
-    image = tiles.transpose(1, 2).reshape(R * (T + 1), K * (T + 1))
-    return image[:-1, :-1]  # without the gaps at the edges
+    tiles = F.pad(patterns, (0, 1, 0, 1), value=torch.nan)  # (R,K,tile,tile)
+    rows = tiles.transpose(1, 2)  # (R,tile,K,tile)
+    image = rows.reshape(R * tile, K * tile)
+    return image[:-1, :-1].numpy()  # without the gaps at the edges
 
 
-def _name_patterns(axes, R, K, tile, fontsize):
+def _name_patterns(axes, R, K, tile, cell):
     """Write "row.column" into the upper right corner of each of the R rows of K patterns."""
+    style = {"ha": "right", "va": "top", "fontsize": min(14, 9 * tile * cell)}
     for row in range(R):
         for column in range(K):
-            right = column * tile + tile - 2
+            right = (column + 1) * tile - 2
             top = row * tile
-            name = f"{row}.{column}"
-            axes.text(right, top, name, ha="right", va="top", fontsize=fontsize)
+            axes.text(right, top, f"{row}.{column}", **style)
 
 
 def _name_tokens(axis, labels, panels, cell, rotation):

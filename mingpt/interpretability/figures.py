@@ -13,6 +13,7 @@ from typing import NamedTuple
 from mingpt.common import atomic_write
 
 SUFFIXES = (".png", ".svg", ".pdf")
+DPI = 150  # dots of an inch, in a file
 PAGE_INCHES = 24  # of a side: what can still be read as one picture
 MAX_INCHES = 60  # where each cell needs its place: a larger file nobody can open
 MOST_WORDS = 80  # columns, which fill those inches with words
@@ -209,7 +210,9 @@ def _draw_image(
         vmax=scale.high * scale.reach,
         aspect="auto",
     )
-    _name_ticks(axes.xaxis, columns, 60, rotation=60, ha="right", rotation_mode="anchor")
+    slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+    has_words = not isinstance(columns, range)  # which are the numbers of heads
+    _name_ticks(axes.xaxis, columns, 60, **(slanted if has_words else {}))
     _name_ticks(axes.yaxis, rows or range(height), 120)
     axes.set(xlabel=xlabel, ylabel="layer.head" if rows else "layer")
     axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
@@ -287,7 +290,7 @@ def save_figure(figure, path):
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=DPI)
     if any("missing from font" in str(warning.message) for warning in caught):
         print(
             "Some characters are boxes in the picture, which has no font for them.", file=sys.stderr
