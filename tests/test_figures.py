@@ -173,8 +173,12 @@ def test_what_gives_a_number_for_each_head_or_position_has_a_picture(tmp_path):
         assert axes.get_xlabel() == label and axes.get_title() == "a title"
         assert bar.get_ylabel() == "effect (logits)"
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-    with pytest.raises(ValueError, match="11 tokens.*end in 4"):
+    with pytest.raises(ValueError, match=r"got \(12, 4\), and 11 tokens"):
         figures.plot_effects(lost, tokens)
+    with pytest.raises(ValueError, match="got dict"):
+        figures.plot_effects(estimates, tokens)
+    with pytest.raises(ValueError, match=r"got \(12, 4, 11\), and no tokens"):
+        figures.plot_effects(estimates["z"])
 
 
 @pytest.mark.parametrize("is_new", [True, False])

@@ -22,7 +22,8 @@ def draw_patterns(patterns, labels, title):
     figure = Figure((width + 2.4, height + 1.6), layout="compressed")
     axes = figure.subplots()
     axes.set_facecolor("#e6e6e6")  # seen where the image is NaN
-    image = axes.imshow(_tile(patterns), "Blues", vmin=0, vmax=1)
+    pixels = _tile(patterns)
+    image = axes.imshow(pixels, "Blues", vmin=0, vmax=1)
     _name_tokens(axes.xaxis, labels, K, cell, rotation=90)
     _name_tokens(axes.yaxis, labels, R, cell, rotation=0)
     axes.set_title(title)
@@ -67,9 +68,12 @@ def _name_patterns(axes, R, K, tile, cell):
     style = {"ha": "right", "va": "top", "fontsize": min(14, 9 * tile * cell)}
     for row in range(R):
         for column in range(K):
-            right = (column + 1) * tile - 2
-            top = row * tile
-            axes.text(right, top, f"{row}.{column}", **style)
+            axes.text(
+                (column + 1) * tile - 2,
+                row * tile,
+                f"{row}.{column}",
+                **style,
+            )
 
 
 def _name_tokens(axis, labels, panels, cell, rotation):
@@ -83,4 +87,10 @@ def _name_tokens(axis, labels, panels, cell, rotation):
         places += range(first, first + T, step)
     names = labels[::step] * panels
     size = min(8, 64 * cell * step)
-    axis.set_ticks(places, names, parse_math=False, fontsize=size, rotation=rotation)
+    axis.set_ticks(
+        places,
+        names,
+        parse_math=False,
+        fontsize=size,
+        rotation=rotation,
+    )

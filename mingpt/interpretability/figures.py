@@ -149,11 +149,14 @@ def as_table(values, tokens=None):
 
     values: (L,) or (L,H); with the T tokens (L,T) or (L,H,T).
     """
-    sizes = values.shape
-    if len(sizes) > 1 and tokens is not None and sizes[-1] != len(tokens):
+    sizes = tuple(getattr(values, "shape", ()))
+    given = "no tokens" if tokens is None else f"{len(tokens)} tokens"
+    known = (1, 2) if tokens is None else (1, 2, 3)  # numbers of axes
+    fits = tokens is None or len(sizes) == 1 or sizes[-1:] == (len(tokens),)
+    if len(sizes) not in known or not fits:
         raise ValueError(
-            f"there are {len(tokens)} tokens, and the values {tuple(sizes)} end in {sizes[-1]}; "
-            "give those tokens, or none for values (L,H)"
+            "give a tensor of effects (L,H), or (L,T) or (L,H,T) with the T tokens; "
+            f"got {sizes or type(values).__name__}, and {given}"
         )
     if len(sizes) == 1:
         return values[:, None], None, ["all positions"], ""
