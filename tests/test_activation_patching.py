@@ -224,7 +224,7 @@ def test_the_picture_of_a_result_names_the_model_the_texts_and_the_unpatched_val
     assert "2 pairs" in pairs.plot().axes[0].get_title()
     ids = torch.tensor([[1, 2, 3]])
     by_ids = patch_layers(make_model(), ids, torch.tensor([[1, 4, 3]]), 2, 4)
-    assert "clean: '1 2 3'" in by_ids.plot().axes[0].get_title()
+    assert "clean: '[1, 2, 3]'" in by_ids.plot().axes[0].get_title()
 
 
 @pytest.mark.parametrize("measure", ["logit_diff", "normalized", "probability", "log_prob", "kl"])

@@ -379,6 +379,13 @@ def test_what_cannot_be_done_is_said():
             call()
 
 
+def test_an_input_id_that_is_no_token_stands_as_a_number_in_the_text():
+    model = text_model(vocab_size=300)
+    first = model.tokenizer.encode("a")[0]
+    found = analyze(model, torch.tensor([[first, 299]]))
+    assert found.text == "a<299>" and found.tokens == ["a", "<299>"]
+
+
 @pytest.mark.parametrize("quantity", ["probability", "entropy", "kl"])
 def test_the_grid_has_the_top_tokens_in_its_cells_and_the_quantity_as_colours(quantity, tmp_path):
     found = analyze(text_model(), "a$b$\n")
@@ -404,6 +411,7 @@ def test_the_grid_has_the_top_tokens_in_its_cells_and_the_quantity_as_colours(qu
         list(tmp_path.iterdir())
     ) == 1
     assert found.plot(quantity=quantity).axes[0].get_title() == axes.get_title()
+    assert found.model in axes.get_title()
 
 
 def test_the_page_shows_the_cell_under_the_mouse_and_under_the_keys(browser, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from mingpt.common import CheckFailed, check_finite, progress_bar
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401
-from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, token_texts
+from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, text_of, token_texts
 from mingpt.interpretability.patching_result import PatchingResult
 from mingpt.interpretability.path_patching import path_patching  # noqa: F401, found here too
 from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
@@ -83,8 +83,7 @@ def patch_layers(
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
 
     ids = {"clean": clean, "corrupted": corrupted}
-    joint = "" if model.tokenizer else " "
-    texts = {name: joint.join(token_texts(model, rows[0])) for name, rows in ids.items()}
+    texts = {name: text_of(model, rows) or str(rows[0].tolist()) for name, rows in ids.items()}
     source_name, target_name = DIRECTIONS[direction]
     sites = {site, *partial_runs.base_sites(site)}
     source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)

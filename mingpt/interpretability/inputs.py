@@ -75,8 +75,13 @@ def token_texts(model, ids):
 
 
 def text_of(model, ids):
-    """The text of ids (1,T); "" without a tokenizer."""
-    return model.tokenizer.decode(ids[0]) if model.tokenizer else ""
+    """The text of ids (1,T); "" without a tokenizer. <60> stands for an id that is no token."""
+    if model.tokenizer is None:
+        return ""
+    known = model.tokenizer.encoder.tokens
+    if all(i in known for i in ids[0].tolist()):
+        return model.tokenizer.decode(ids[0])
+    return "".join(token_texts(model, ids[0]))
 
 
 def encode_pair(model, clean_input, corrupted_input):

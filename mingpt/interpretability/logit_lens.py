@@ -49,7 +49,7 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
         largest = values.max().item() or 1
     words = [figures.visible_text(cell[0])[:10] for row in predictions.top for cell in row]
     labels = figures.token_labels(predictions.tokens)
-    title = f"logit lens at {predictions.site}: the top token"
+    title = f"{predictions.model}: logit lens at {predictions.site}, the top token"
     figure = figures.draw_words(values, labels, words, title, QUANTITIES[quantity], largest)
     return figures.shown(figure, save_path)
 
