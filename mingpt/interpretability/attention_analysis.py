@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import figures, readout, runs, web_pages
+from mingpt.interpretability.attention_explanation import explain_attention  # noqa: F401
 from mingpt.interpretability.attention_figure import draw_patterns
 from mingpt.interpretability.inputs import encode, encode_one, text_of, token_texts
 from mingpt.interpretability.reports import name_model
