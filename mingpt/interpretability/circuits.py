@@ -9,16 +9,15 @@ al. 2023 (EAP, arXiv 2310.10348), Hanna et al. 2024 (EAP-IG, arXiv 2403.17806), 
 (completeness, arXiv 2403.19647).
 """
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from mingpt.common import atomic_write, progress_bar
+from mingpt.common import progress_bar
 from mingpt.interpretability import figures
 from mingpt.interpretability.circuit_figure import draw_circuit
+from mingpt.interpretability.circuit_files import read_circuit, write_circuit
 from mingpt.interpretability.edges import edge_attribution, score_edges  # noqa: F401
 from mingpt.interpretability.graph import TaskRuns, layout, record_task
 from mingpt.model import GPT
@@ -61,10 +60,10 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
         progress = progress_bar(runs.batches, desc=method, unit="batch")
         scores = score_edges(progress, METHODS[method]).cpu()
         if n_edges:
-            mask = _largest(graph, scores, n_edges)
+            mask = first_edges(graph, scores.abs(), n_edges)
         else:
             mask = (scores.abs() >= smallest) & graph.possible
-    return Circuit(model, runs, _connected(graph, mask), scores, method)
+    return Circuit(model, runs, connected(graph, mask), scores, method)
 
 
 def _check_options(method, threshold, n_edges):
@@ -118,15 +117,16 @@ def _acdc(runs, smallest):
     return scores, mask
 
 
-def _largest(graph, scores, size):
-    """The mask of the possible edges with the `size` largest |score|."""
-    order = scores.abs().masked_fill(~graph.possible, -1).flatten().argsort(descending=True)
+def first_edges(graph, values, size):
+    """The mask of the possible edges with the `size` largest values (R,S)."""
+    lowest = float("-inf")
+    order = values.masked_fill(~graph.possible, lowest).flatten().argsort(descending=True)
     mask = torch.zeros(len(order), dtype=torch.bool)
     mask[order[:size]] = True
     return mask.view_as(graph.possible) & graph.possible
 
 
-def _connected(graph, mask):
+def connected(graph, mask):
     """The mask without the edges on no path from the embedding to the logits."""
     names = [*graph.senders, "logits"]
     node_of = torch.tensor([names.index(node) for node in graph.nodes])  # (R,)
@@ -188,7 +188,7 @@ class Circuit:
 
         0: the metric is as in the corrupted run; 1: as in the clean run.
         """
-        return self._runs_of(task).share(self.mask)
+        return self.runs_of(task).share(self.mask)
 
     def completeness(self, task=None):
         """The same with the circuit corrupted and all else clean; near 0 = nothing is missing.
@@ -196,12 +196,12 @@ class Circuit:
         Source: Marks et al. 2024.
         """
         others = self.runs.graph.possible & ~self.mask
-        return self._runs_of(task).share(others)
+        return self.runs_of(task).share(others)
 
     def minimality(self, task=None):
         """{(sender, reader): faithfulness lost without this edge}; near 0 = it is not needed."""
         graph = self.runs.graph
-        runs = self._runs_of(task)
+        runs = self.runs_of(task)
         whole = runs.share(self.mask)
         edges = self.mask.nonzero().tolist()
         lost = {}
@@ -212,7 +212,7 @@ class Circuit:
 
     def curve(self, sizes=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), task=None):
         """[(edges, faithfulness)] of so many of the largest edges, as far as they connect."""
-        runs = self._runs_of(task)
+        runs = self.runs_of(task)
         masks = [self._top(size) for size in sizes if size <= self._n_scored()]
         return [(int(mask.sum()), runs.share(mask)) for mask in masks]
 
@@ -241,39 +241,18 @@ class Circuit:
         mask = self._remove_edges(self._top(many), faithfulness)
         return replace(self, mask=mask)
 
-    def to_json(self, path):
-        """Write method, shape and edges."""
-        graph = self.runs.graph
-        data = {
-            "method": self.method,
-            "layers": graph.n_layer,
-            "heads": graph.n_head,
-            "edges": self.edges,
-        }
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    def to_json(self, path, form="own"):
+        """Write method, shape and edges; form "eap-ig": as the field's tools read and write it."""
+        write_circuit(self, path, form)
 
     @classmethod
     def from_json(cls, path, model, task):
-        """The Circuit of to_json; ValueError where the model has another shape."""
-        graph = layout(model)
-        scores = torch.zeros(graph.possible.shape)
-        mask = torch.zeros_like(graph.possible)
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (data["layers"], data["heads"]) != (graph.n_layer, graph.n_head):
-                raise ValueError(f"the model has {data['layers']} layers of {data['heads']} heads")
-            for sender, reader, score in data["edges"]:
-                edge = graph.readers.index(reader), graph.senders.index(sender)
-                scores[edge] = score
-                mask[edge] = True
-            method = data["method"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is no circuit of this model, as to_json writes it: {error}"
-            ) from error
-        runs = record_task(model, task)
-        return cls(model, runs, mask & graph.possible, scores, method)
+        """The Circuit of to_json, or of a file of EAP-IG's.
+
+        ValueError where the model has another shape.
+        """
+        method, mask, scores = read_circuit(path, layout(model))
+        return cls(model, record_task(model, task), mask, scores, method)
 
     def plot(self, path=None):
         """The matplotlib Figure: the embedding at the top, arrows as wide as the edges' scores.
@@ -291,7 +270,7 @@ class Circuit:
     def __repr__(self):
         return f"Circuit({self.method}, {int(self.mask.sum())} edges, {len(self.nodes)} nodes)"
 
-    def _runs_of(self, task):
+    def runs_of(self, task):
         """The base runs of other pairs, or of the circuit's own."""
         if task is None:
             return self.runs
@@ -304,7 +283,7 @@ class Circuit:
     def _top(self, size):
         """The mask of the `size` largest edges, as far as they connect."""
         graph = self.runs.graph
-        return _connected(graph, _largest(graph, self.scores, size))
+        return connected(graph, first_edges(graph, self.scores.abs(), size))
 
     def _remove_edges(self, mask, faithfulness):
         """The mask without each edge that it can do without, tried once, the least score first."""
@@ -313,7 +292,7 @@ class Circuit:
         for r, s in progress_bar(edges, desc="shrinking", unit="edge"):
             # An edge may have gone already, with another one that connected it.
             if mask[r, s]:
-                fewer = _connected(self.runs.graph, _without(mask, r, s))
+                fewer = connected(self.runs.graph, _without(mask, r, s))
                 if self.runs.share(fewer) >= faithfulness:
                     mask = fewer
         return mask
