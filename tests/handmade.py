@@ -36,6 +36,14 @@ BEFORE = slice(V + BLOCK, 2 * V + BLOCK)
 NEXT = slice(2 * V + BLOCK, 3 * V + BLOCK)
 PREVIOUS_TOKEN_HEAD = (0, 1)
 INDUCTION_HEAD = (1, 2)
+# Its edges, (sender, reader).
+CIRCUIT = [
+    ("embed", "0.1.v"),
+    ("0.1", "1.2.k"),
+    ("embed", "1.2.q"),
+    ("embed", "1.2.v"),
+    ("1.2", "logits"),
+]
 # A wanted key is ahead of every other by so much, before the softmax: e^-30 goes elsewhere.
 SHARPNESS = 30
 SCALE = D**0.5  # the model divides scores by it

@@ -12,22 +12,9 @@ from mingpt.interpretability.circuit_measures import SHARES, CurveAreas, auroc, 
 from mingpt.interpretability.circuits import Circuit, find_circuit
 from mingpt.interpretability.graph import layout, run_circuit
 from mingpt.model import GPT, GPTConfig
-from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
+from tests.handmade import CIRCUIT, INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "reference" / "mib_ioi_eap_ig.json"
-
-
-def known_edges():
-    """The edges of the hand-written model, from the definition in handmade.py."""
-    previous = "{}.{}".format(*PREVIOUS_TOKEN_HEAD)
-    induction = "{}.{}".format(*INDUCTION_HEAD)
-    return [
-        ("embed", f"{previous}.v"),
-        (previous, f"{induction}.k"),
-        ("embed", f"{induction}.q"),
-        ("embed", f"{induction}.v"),
-        (induction, "logits"),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +57,8 @@ def test_an_order_that_begins_with_the_known_circuit_is_better_than_one_that_end
     best_areas, worst_areas = curve_areas(handmade), curve_areas(worst)
     assert best_areas.cpr > worst_areas.cpr + 0.3
     assert best_areas.cmd < worst_areas.cmd - 0.3
-    assert auroc(handmade, known_edges()) > 0.99
-    assert auroc(worst, known_edges()) < 0.01
+    assert auroc(handmade, CIRCUIT) > 0.99
+    assert auroc(worst, CIRCUIT) < 0.01
 
 
 def test_auroc_is_the_share_of_pairs_in_the_right_order_and_half_where_equal(handmade):
@@ -79,18 +66,17 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order_and_half_where_equal(han
     scores = torch.randint(-3, 4, handmade.scores.shape, generator=generator).float()
     circuit = replace(handmade, scores=scores)
     graph = handmade.runs.graph
-    known = known_edges()
     wins = []
     for r, s in graph.possible.nonzero().tolist():
-        if (graph.senders[s], graph.readers[r]) in known:
+        if (graph.senders[s], graph.readers[r]) in CIRCUIT:
             continue
-        for sender, reader in known:
+        for sender, reader in CIRCUIT:
             own = abs(scores[graph.readers.index(reader), graph.senders.index(sender)])
             other = abs(scores[r, s])
             wins.append(1 if own > other else 0.5 if own == other else 0)
-    assert auroc(circuit, known) == pytest.approx(sum(wins) / len(wins))
+    assert auroc(circuit, CIRCUIT) == pytest.approx(sum(wins) / len(wins))
     same = replace(handmade, scores=torch.ones_like(scores))
-    assert auroc(same, known) == 0.5
+    assert auroc(same, CIRCUIT) == 0.5
 
 
 def test_a_circuit_survives_eap_igs_file(handmade, tmp_path):
