@@ -33,7 +33,8 @@ ACTIVATIONS = {
 }
 
 SHAPE = ("n_layer", "n_head", "n_embd")  # what a model type sets
-FRACTIONS = ("embd_pdrop", "resid_pdrop", "attn_pdrop", "layer_norm_epsilon")
+# The largest value of each; the smallest is 0.
+RANGES = {"embd_pdrop": 1, "resid_pdrop": 1, "attn_pdrop": 1, "layer_norm_epsilon": 1e30}
 SIZES = (*SHAPE, "vocab_size", "block_size", "n_inner")
 
 
@@ -88,11 +89,11 @@ class GPTConfig:
                     f"{name} must be a whole number from 1, got {size!r:.80}; "
                     f"set {name}, or for layers, heads and width GPTConfig's model_type"
                 )
-        for name in FRACTIONS:
+        for name, largest in RANGES.items():
             value = getattr(self, name)
-            # Written so that NaN, which is neither below 0 nor above 1, is refused too.
-            if not (isinstance(value, int | float) and 0 <= value <= 1):
-                raise ValueError(f"{name} must be a number from 0 to 1, got {value!r:.80}")
+            # Written so that NaN, which is neither below 0 nor above, is refused too.
+            if not (isinstance(value, int | float) and 0 <= value <= largest):
+                raise ValueError(f"{name} must be a number from 0 to {largest}, got {value!r:.80}")
         # The heads share the width evenly: D = C / H.
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
