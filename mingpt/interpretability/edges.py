@@ -8,16 +8,18 @@ Sources: Wang et al. 2022 (arXiv 2211.00593), Syed et al. 2023 (EAP, arXiv 2310.
 2024 (EAP-IG, arXiv 2403.17806).
 """
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
 from mingpt.common import progress_bar
-from mingpt.interpretability import partial_runs, runs
+from mingpt.interpretability import partial_runs
 from mingpt.interpretability.graph import record_base_runs
-from mingpt.interpretability.tasks import load_task
-from mingpt.sites import Patch
+from mingpt.interpretability.tasks import MAX_TOKENS, load_task
 
 METHODS = ("exact", "eap", "eap-ig-inputs")
+GRADIENT_SITES = ("q", "k", "v", "resid_mid", "resid_post")
 
 
 def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=4096):
@@ -137,45 +139,98 @@ def _gradient_scores(base, steps):
     """(R,S), summed over the pairs; steps = 1 is the gradient of the clean run itself."""
     clean = base.clean["resid_pre"][0]
     corrupted = base.corrupted["resid_pre"][0]
+    shares = torch.arange(1, steps + 1).to(clean) / steps
+    # Runs side by side read the weights once; a bound on them bounds the memory.
+    at_once = max(1, MAX_TOKENS // base.batch.clean.numel())
     scores = 0
-    for step in range(1, steps + 1):
-        embedding = torch.lerp(corrupted, clean, step / steps)
-        rows = []
-        for gradient in _gradients(base, embedding):
-            row = torch.einsum("rbtc,sbtc->rs", gradient, base.change)
-            rows.append(row)
-        scores = scores + torch.cat(rows) / steps
-    return scores * base.graph.possible.to(scores)
+    for some in shares.split(at_once):
+        embeddings = torch.lerp(corrupted, clean, some.view(-1, 1, 1, 1))  # (n,B,T,C)
+        rows = list(_score_rows(base, embeddings))
+        scores = scores + torch.cat(rows)
+    return scores / steps
 
 
-def _gradients(base, embedding):
-    """Yield the metric's gradient by what the readers read, in order: a few (r,B,T,C) at a time."""
-    H = base.graph.n_head
-    put_in = Patch(0, None, embedding, "resid_pre")
-    sites = ("resid_pre", "q", "k", "v", "resid_mid", "mlp_pre", "resid_post")
-    with torch.enable_grad():
-        end, x = runs.record_with_gradient(base.model, base.batch.clean, sites, [put_in])
-        metric = base.metric(end[:, -1]).sum()
-    gradients = torch.autograd.grad(metric, list(x.values()))
-    by = dict(zip(x, gradients))
+def _score_rows(base, embeddings):
+    """Yield the scores of the readers, in order, some at a time: (r,S), summed over the n runs.
 
-    # The gradient by the stream is that of all readers together; by q, k, v and mlp_pre it is one
-    # reader's own, and goes back from there to what the reader read: linear layer, then layer norm.
+    embeddings: (n,B,T,C), with which the runs begin.
+    """
+    graph = base.graph
+    n = len(embeddings)
+    found, by = _run_with_gradient(base, embeddings)
+
+    def multiply(gradients, senders):  # (r,B,T,C) -> (r,S)
+        below = base.change[:senders].flatten(1)
+        scores = gradients.flatten(1) @ below.T  # (r,BTC) @ (BTC,s) -> (r,s)
+        return F.pad(scores, (0, len(graph.senders) - senders))
+
+    def sum_runs(gradient):  # (nB,T,C) -> (1,B,T,C)
+        return gradient.unflatten(0, (n, -1)).sum(0, keepdim=True)
+
     for layer, block in enumerate(base.model.transformer.h):
-        by_qkv = torch.stack([by[role, layer] for role in "qkv"])  # (3,B,H,T,D)
-        weight = block.attn.c_attn.weight.unflatten(0, (3, H, -1))  # (3C,C) -> (3,H,D,C)
-        by_normed = torch.einsum("xbhtd,xhdc->xhbtc", by_qkv, weight)  # (3,H,B,T,C)
-        by_normed = by_normed.flatten(0, 1)  # (3H,B,T,C)
-        yield _back_through_norm(block.ln_1, x["resid_pre", layer], by_normed)
-        weight = block.mlp.c_fc.weight
-        by_normed = by["mlp_pre", layer] @ weight  # (B,T,4C) @ (4C,C) -> (B,T,C)
-        yield _back_through_norm(block.ln_2, x["resid_mid", layer], by_normed[None])
-    yield by["resid_post", layer][None]
+        x = found["resid_pre", layer].unflatten(0, (n, -1))
+        qkv = torch.stack([found[role, layer] for role in "qkv"])  # (3,nB,H,T,D)
+        by_qkv = torch.stack([by[role, layer] for role in "qkv"])
+        qkv = qkv.unflatten(1, (n, -1))
+        by_qkv = by_qkv.unflatten(1, (n, -1))
+        senders = graph.first_sender(layer)
+        yield multiply(_back_to_stream(block, x, qkv, by_qkv), senders)
+        # The stream goes past the MLP too: what comes back besides, comes through the MLP.
+        by_mlp = by["resid_mid", layer] - by["resid_post", layer]
+        yield multiply(sum_runs(by_mlp), senders + graph.n_head)
+    yield multiply(sum_runs(by["resid_post", graph.n_layer - 1]), len(graph.senders))
 
 
-def _back_through_norm(norm, x, gradients):
-    """Gradients (R,B,T,C) by the layer norm's output -> by its input x (B,T,C)."""
-    x = x.detach().expand_as(gradients).requires_grad_()
+def _run_with_gradient(base, embeddings):
+    """({(site, layer): tensor} of runs that begin with them, the metric's gradients by these).
+
+    embeddings: (n,B,T,C); runs and pairs are one axis in what comes back, nB.
+    """
+    found = {}
+
+    def keep(layer, site, x):
+        found[site, layer] = x
+        return x
+
     with torch.enable_grad():
-        y = norm(x)
-    return torch.autograd.grad(y, x, gradients)[0]
+        stream = embeddings.flatten(0, 1).requires_grad_()
+        for layer, block in enumerate(base.model.transformer.h):
+            stream = block(stream, partial(keep, layer))
+        ends = stream[:, -1].view_as(embeddings[:, :, -1])  # (nB,T,C) -> (n,B,C)
+        metric = base.metric(ends).sum()
+    places = [place for place in found if place[0] in GRADIENT_SITES]
+    gradients = torch.autograd.grad(metric, [found[place] for place in places])
+    found = {place: x.detach() for place, x in found.items()}
+    return found, dict(zip(places, gradients))
+
+
+def _back_to_stream(block, x, qkv, by_qkv):
+    """(3H,B,T,C): the gradient by what each head's q, k and v read of the stream, before the norm.
+
+    x: (n,B,T,C), what the n runs read. qkv, by_qkv: (3,n,B,H,T,D), what they made of it, and the
+    gradient by it. The sum over the runs comes back.
+    With normed = (x - mean) / std and by_normed the gradient by it, the gradient by x is
+    (by_normed - its mean - normed * the mean of normed * by_normed) / std, with means over C.
+    """
+    norm = block.ln_1
+    linear = block.attn.c_attn
+    _, n, B, H, T, D = qkv.shape
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)  # (n,B,T,1)
+    std = (variance + norm.eps).sqrt()
+    normed = (x - mean) / std
+    by_qkv = by_qkv / std[:, :, None]  # (n,B,T,1) -> (n,B,1,T,1)
+    # by_normed is by_qkv @ weight; what is left without its mean is that of the weight without its.
+    weight = linear.weight * norm.weight  # (3C,C)
+    weight -= weight.mean(-1, keepdim=True)
+    # normed * by_normed, summed over C, is by_qkv times what normed adds to q, k and v, which
+    # have biases besides.
+    added = qkv - linear(norm.bias).view(3, 1, 1, H, 1, D)
+    mean_product = (by_qkv * added).sum(-1) / x.size(-1)  # (3,n,B,H,T)
+
+    runs_together = by_qkv.sum(1).transpose(1, 2)  # (3,n,B,H,T,D) -> (3,H,B,T,D)
+    by_x = runs_together.reshape(3 * H, B * T, D) @ weight.view(3 * H, D, -1)
+    by_x = by_x.view(3 * H, B, T, -1)
+    for run in range(n):
+        share = mean_product[:, run].transpose(1, 2).reshape(3 * H, B, T, 1)
+        by_x.addcmul_(share, normed[run], value=-1)
+    return by_x
