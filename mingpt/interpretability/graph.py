@@ -98,8 +98,7 @@ class BaseRuns:
 @torch.no_grad()
 def record_base_runs(model, batch):
     """The BaseRuns of a batch. Cost: 2 passes; memory: (S + 14 L) * 4 C bytes for each token."""
-    clean = runs.record(model, batch.clean, SITES)
-    corrupted = runs.record(model, batch.corrupted, SITES)
+    clean, corrupted = runs.record_pair(model, batch.clean, batch.corrupted, SITES)
 
     def change(site, layer):
         return clean[site][layer] - corrupted[site][layer]

@@ -61,7 +61,7 @@ def record_pair(model, first, second, sites):
     return halves
 
 
-def record_with_gradient(model, ids, sites, patches=()):
+def record_with_gradient(model, ids, sites):
     """(final residual stream (B,T,C), {(site, layer): tensor}) of one run.
 
     Autograd can differentiate the first by the others. ValueError in torch.inference_mode. Cost: 1
@@ -84,4 +84,4 @@ def record_with_gradient(model, ids, sites, patches=()):
         for layer in range(model.config.n_layer)
         for site in sites
     ]
-    return run(model, ids, [*patches, *watchers]), recorded
+    return run(model, ids, watchers), recorded
