@@ -1,9 +1,11 @@
-"""The parts of edge scores that are written out by hand, against autograd."""
+"""What edge scores leave out or write out by hand, against patched forwards and autograd."""
 
+import pytest
 import torch
 
 from mingpt.interpretability import edges
-from tests.test_circuits import D, H, T, make_model
+from mingpt.interpretability.graph import layout
+from tests.test_circuits import D, H, T, V, drop_by_patched_forwards, make_batch, make_model
 
 
 def test_the_gradient_by_what_a_head_reads_is_autograds():
@@ -24,3 +26,19 @@ def test_the_gradient_by_what_a_head_reads_is_autograds():
             made = block.attn.c_attn(block.ln_1(read)).unflatten(-1, (3, H, D))[..., third, head, :]
             (right,) = torch.autograd.grad(made, read, by_qkv[third, :, :, head])
             assert found[third * H + head].sub(right.sum(0)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("first", [2, T - 1])
+def test_exact_scores_are_right_where_the_texts_begin_alike(first):
+    """Nothing left of the first difference is computed; the second text differs later still."""
+    model = make_model()
+    batch = make_batch(model)
+    batch.corrupted[:, :first] = batch.clean[:, :first]
+    batch.corrupted[:, -1] = (batch.clean[:, -1] + 1) % V
+    batch.corrupted[1, :-1] = batch.clean[1, :-1]
+    graph = layout(model)
+    scores = edges.edge_attribution(model, [batch], "exact")
+    for r, s in graph.possible.nonzero().tolist()[::2]:
+        right = drop_by_patched_forwards(model, batch, graph.senders[s], graph.readers[r])
+        assert scores[r, s].item() == pytest.approx(right, abs=1e-12)
+    assert not scores[~graph.possible].any()

@@ -83,7 +83,7 @@ def _drops(base, layer, role, senders, max_tokens):
     """(n,senders): the drops for the first senders and n readers: the heads' q, or the MLP."""
     B, T = base.batch.clean.shape
     n = 1 if role == "mlp" else base.graph.n_head
-    at_once = max(1, max_tokens // (B * T * n))
+    at_once = max(1, max_tokens // (B * (T - base.first) * n))
     columns = []
     for changes in base.change[:senders].split(at_once):
         streams = _corrupt_reads(base, layer, role, changes)
@@ -93,44 +93,56 @@ def _drops(base, layer, role, senders, max_tokens):
 
 
 def _corrupt_reads(base, layer, role, changes):
-    """(B,s*n,T,C): the stream after the block, where one of n readers reads one sender corrupted.
+    """(B,s*n,t,C): the stream after the block, where one of n readers reads one sender corrupted.
 
     changes: (s,B,T,C), clean - corrupted outputs of s senders. All else that the block reads is
-    clean.
+    clean. t: from the first token that can change on; after the last block the last one alone.
     """
     block = base.model.transformer.h[layer]
+    is_last = layer == base.graph.n_layer - 1
+    tokens = slice(-1, None) if is_last else slice(base.first, None)
+    mid = base.clean["resid_mid"][layer][:, None, tokens]  # (B,1,t,C)
     if role == "mlp":
-        mid = base.clean["resid_mid"][layer]
-        streams = mid + block.mlp(block.ln_2(mid - changes))  # (s,B,T,C)
-        return streams.transpose(0, 1)
-    # Heads do not read each other: one go serves all of a layer, for each sender.
-    read = base.clean["resid_pre"][layer] - changes
-    third = "qkv".index(role)  # of c_attn, which makes queries, keys and values
-    weight = block.attn.c_attn.weight.chunk(3)[third]  # (3C,C) -> (C,C)
-    bias = block.attn.c_attn.bias.chunk(3)[third]
-    part = F.linear(block.ln_1(read), weight, bias)
-    new = block.attn.split_heads(part)  # (s,B,T,C) -> (s,B,H,T,D)
-    streams = []
-    for of_sender in new:
-        # For each head a stream in which that head alone has its new input: (B,H,T,C).
-        streams.append(partial_runs.patched_stream(base.model, base.clean, layer, role, of_sender))
-    return torch.cat(streams, 1)
+        read = mid - changes[:, :, tokens].transpose(0, 1)  # (B,s,t,C)
+        return mid + block.mlp(block.ln_2(read))
+    z = _attend_corrupted(base, layer, role, changes)
+    change = z - base.clean["z"][layer]  # (s,B,H,T,D)
+    # Heads do not read each other: what one changes, it writes into a run of its own.
+    written = partial_runs.written_by_heads(block.attn, change[..., tokens, :].flatten(0, 1))
+    written = written.unflatten(1, changes.shape[:2])  # (H,s,B,t,C)
+    mid = mid + written.transpose(0, 2).flatten(1, 2)  # (B,s*H,t,C)
+    return mid + block.mlp(block.ln_2(mid))
+
+
+def _attend_corrupted(base, layer, role, changes):
+    """z (s,B,H,T,D) of all heads, whose role, "q", "k" or "v", reads one of s senders corrupted."""
+    block = base.model.transformer.h[layer]
+    attn = block.attn
+    clean = base.clean["resid_pre"][layer]  # (B,T,C)
+    weights = attn.c_attn.weight.chunk(3)  # (3C,C) -> 3 x (C,C)
+    biases = attn.c_attn.bias.chunk(3)
+    qkv = []
+    for part, weight, bias in zip("qkv", weights, biases):
+        read = clean - changes if part == role else clean
+        heads = attn.split_heads(F.linear(block.ln_1(read), weight, bias))
+        qkv.append(heads.expand(len(changes), -1, -1, -1, -1))  # (s,B,H,T,D)
+    return F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
 
 
 def _measure_drops(base, start, streams, max_tokens):
     """(R,): drop of the metric, summed over the pairs, of runs that go on from before a block.
 
-    streams: (B,R,T,C), the residual stream before block `start`.
+    streams: (B,R,t,C), the residual stream before block `start`, of tokens as in _corrupt_reads.
     """
     intact = base.unpatched()[0].sum()
 
     def inject(start, positions):
-        return {0: streams}
+        return {base.first: streams}
 
     def drop(ends):  # (B,R,1,C) -> (R,)
         return intact - base.metric(partial_runs.last_token(ends)).sum(-1)
 
-    patched = partial_runs.PatchedRuns([start], [0], streams.size(1), inject)
+    patched = partial_runs.PatchedRuns([start], [base.first], streams.size(1), inject)
     drops = partial_runs.run_patched(base.model, base.clean, patched, max_tokens, drop)
     return drops[0, 0]  # (1,1,R) -> (R,)
 

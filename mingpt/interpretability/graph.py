@@ -84,6 +84,12 @@ class BaseRuns:
     corrupted: dict
     change: torch.Tensor  # (S,B,T,C): what each sender adds to the stream, clean - corrupted
 
+    @property
+    def first(self):
+        """The first position at which some pair's texts differ; left of it the runs are equal."""
+        differs = (self.batch.clean != self.batch.corrupted).any(0)  # (T,)
+        return differs.int().argmax().item()
+
     def metric(self, ends):
         """logit(clean answer) - logit(corrupted answer), in logits, (...,B) of ends (...,B,C)."""
         return logit_diff(self.model, ends, self.batch.direction)
