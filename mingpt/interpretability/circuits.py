@@ -16,6 +16,7 @@ import torch
 
 from mingpt.common import progress_bar
 from mingpt.interpretability import figures
+from mingpt.interpretability.acdc import prune_edges
 from mingpt.interpretability.circuit_figure import draw_circuit
 from mingpt.interpretability.circuit_files import read_circuit, write_circuit
 from mingpt.interpretability.edges import edge_attribution, score_edges  # noqa: F401
@@ -55,7 +56,7 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     smallest = threshold * (clean - corrupted).mean().item()
     graph = runs.graph
     if method == "acdc":
-        scores, mask = _acdc(runs, smallest)
+        scores, mask = prune_edges(runs, smallest)
     else:
         progress = progress_bar(runs.batches, desc=method, unit="batch")
         scores = score_edges(progress, METHODS[method]).cpu()
@@ -91,30 +92,6 @@ def _check_answers(clean, corrupted):
             f"{corrupted.mean():.2f} in the corrupted ones, on average; "
             "corrupt them so that it falls behind"
         )
-
-
-def _acdc(runs, smallest):
-    """(scores, mask of the edges that stay); a score is the drop of the metric without the edge."""
-    graph = runs.graph
-    mask = graph.possible.clone()
-    scores = torch.zeros(mask.shape)
-    metric = runs.metric(mask)
-    readers = range(len(graph.readers))[::-1]
-    for reader in progress_bar(readers, desc="acdc", unit="reader"):
-        node = graph.nodes[reader]
-        if node != "logits" and not mask[:, graph.senders.index(node)].any():
-            mask[reader] = False  # what nobody reads need not read
-        senders = mask[reader].nonzero()[:, 0].tolist()
-        for sender in reversed(senders):
-            mask[reader, sender] = False
-            # All edges into lower layers are still there: the run may start at the reader's.
-            without = runs.metric(mask, graph.layer_of(reader))
-            if metric - without < smallest:
-                metric = without
-            else:
-                mask[reader, sender] = True
-                scores[reader, sender] = metric - without
-    return scores, mask
 
 
 def first_edges(graph, values, size):
