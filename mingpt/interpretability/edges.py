@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from mingpt.common import progress_bar
-from mingpt.interpretability import partial_runs
+from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.graph import record_base_runs
 from mingpt.interpretability.tasks import MAX_TOKENS, load_task
 
@@ -198,6 +198,7 @@ def _run_with_gradient(base, embeddings):
 
     embeddings: (n,B,T,C); runs and pairs are one axis in what comes back, nB.
     """
+    runs.check_gradient(base.model)
     found = {}
 
     def keep(layer, site, x):

@@ -61,17 +61,22 @@ def record_pair(model, first, second, sites):
     return halves
 
 
+def check_gradient(model):
+    """ValueError where autograd cannot work."""
+    if torch.is_inference_mode_enabled() or model.lm_head.weight.is_inference():
+        raise ValueError(
+            "there are no gradients in torch.inference_mode; load the model and call this outside "
+            "of it (torch.no_grad does no harm)"
+        )
+
+
 def record_with_gradient(model, ids, sites):
     """(final residual stream (B,T,C), {(site, layer): tensor}) of one run.
 
     Autograd can differentiate the first by the others. ValueError in torch.inference_mode. Cost: 1
     pass.
     """
-    if torch.is_inference_mode_enabled() or model.lm_head.weight.is_inference():
-        raise ValueError(
-            "there are no gradients in torch.inference_mode; load the model and call this outside "
-            "of it (torch.no_grad does no harm)"
-        )
+    check_gradient(model)
     recorded = {}
 
     def keep(site, layer, x):
