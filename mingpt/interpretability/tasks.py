@@ -35,11 +35,10 @@ def load_task(model, task, count=100, seed=0):
     pair cannot be compared token by token.
     """
     if isinstance(task, str):
-        pairs = _draw_pairs(model, task, count, seed)
+        task = draw_pairs(model, task, count, seed)
     elif task and all(isinstance(batch, Batch) for batch in task):
         return task
-    else:
-        pairs = [_read_pair(model, pair) for pair in task]
+    pairs = [read_pair(model, pair) for pair in task]
     if not pairs:
         raise ValueError("the task has no pairs; give at least one")
 
@@ -55,8 +54,8 @@ def load_task(model, task, count=100, seed=0):
     return batches
 
 
-def _draw_pairs(model, name, count, seed):
-    """`count` pairs of a built-in task, each as a Batch of one."""
+def draw_pairs(model, name, count=100, seed=0):
+    """`count` pairs (clean, corrupted, clean answer, corrupted answer) of a built-in task."""
     if name not in TASKS:
         raise ValueError(
             f"no task {name!r}; the tasks are {', '.join(TASKS)}, or give pairs of your own"
@@ -69,7 +68,9 @@ def _draw_pairs(model, name, count, seed):
     for _ in range(TRIES * count):
         # Where a word is several tokens, the texts may not match; then others are drawn.
         try:
-            pairs += load_task(model, [TASKS[name](model, rng)])
+            pair = TASKS[name](model, rng)
+            read_pair(model, pair)
+            pairs.append(pair)
         except ValueError as error:
             reason = error
         if len(pairs) == count:
@@ -80,10 +81,12 @@ def _draw_pairs(model, name, count, seed):
     )
 
 
-def _read_pair(model, pair):
+def read_pair(model, pair):
     """One pair as a Batch of one; ValueError if its texts do not match or an answer is no token."""
     if len(pair) != 4 or any(answer in (None, []) for answer in pair[2:]):
-        raise ValueError(f"a pair is (clean, corrupted, right answer, wrong answer), got {pair}")
+        raise ValueError(
+            f"a pair is (clean, corrupted, right answer, wrong answer), all given; got {pair}"
+        )
     clean, corrupted = encode_pair(model, *pair[:2])
     if len(clean) != 1:
         raise ValueError(
