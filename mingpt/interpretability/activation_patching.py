@@ -81,9 +81,26 @@ def patch_layers(
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
-
+    ends = sweep_ends(
+        model, clean, corrupted, site, direction, each_position, max_tokens, "patching"
+    )
+    is_single = not isinstance(clean_input, (list, tuple)) and len(clean) == 1
+    answers = torch.stack(answers, 1)  # (B,2)
+    tokens = token_texts(model, corrupted[0])
     ids = {"clean": clean, "corrupted": corrupted}
     texts = {name: text_of(model, rows) or str(rows[0].tolist()) for name, rows in ids.items()}
+    return PatchingResult(model, ends, answers, tokens, texts, site, direction, is_single)
+
+
+@torch.no_grad()
+def sweep_ends(
+    model, clean, corrupted, site, direction, each_position=True, max_tokens=4096, desc=None
+):
+    """{"clean", "corrupted": (B,C), "patched": (B,cells,C)}: last vectors, after the final norm.
+
+    clean, corrupted: ids (B,T), of pairs that differ. Else as patch_layers, whose sweep it is.
+    """
+    ids = {"clean": clean, "corrupted": corrupted}
     source_name, target_name = DIRECTIONS[direction]
     sites = {site, *partial_runs.base_sites(site)}
     source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
@@ -93,7 +110,7 @@ def patch_layers(
     first = differs.nonzero()[0].item()
     positions = list(range(first, len(differs))) if each_position else [first]
     patched = partial_runs.patch_site(model, target, source[site], site, positions, each_position)
-    ends = partial_runs.run_patched(model, target, patched, max_tokens, desc="patching")
+    ends = partial_runs.run_patched(model, target, patched, max_tokens, desc=desc)
 
     top = model.config.n_layer - 1
     vectors = {
@@ -103,10 +120,7 @@ def patch_layers(
     vectors["patched"] = _as_cells(ends, vectors[target_name], first, each_position, site)
     vectors = {name: model.transformer.ln_f(ends) for name, ends in vectors.items()}
     check_finite(*vectors.values())
-    is_single = not isinstance(clean_input, (list, tuple)) and len(clean) == 1
-    answers = torch.stack(answers, 1)  # (B,2)
-    tokens = token_texts(model, corrupted[0])
-    return PatchingResult(model, vectors, answers, tokens, texts, site, direction, is_single)
+    return vectors
 
 
 def _as_cells(ends, unpatched, first, each_position, site):

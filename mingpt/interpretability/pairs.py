@@ -100,6 +100,8 @@ def usable_pairs(model, pairs, max_skipped=MAX_SKIPPED):
 
     ValueError where more than this share cannot be used.
     """
+    if not 0 <= max_skipped <= 1:
+        raise ValueError(f"max_skipped is a share, 0 to 1; got {max_skipped}")
     usable = []
     skipped = []
     for pair in pairs:

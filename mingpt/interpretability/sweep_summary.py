@@ -55,9 +55,12 @@ class SiteSummary:
                 value = values[..., positions].double().mean(-1)
                 running.setdefault(place, Running()).add(value)
 
-    def table(self, kind):
-        """(places, mean, error): the two (L,K) or (L,H,K), in the order of the text."""
-        running = self.by_place[kind]
+    def table(self, kind, least=1):
+        """(places, mean, error): the two (L,K) or (L,H,K), in the order of the text.
+
+        Of the places that at least so many pairs have.
+        """
+        running = {place: cells for place, cells in self.by_place[kind].items() if cells.n >= least}
         # Roles stay in the order in which they came, numbers are sorted.
         places = sorted(running, key=lambda place: place if type(place) is int else 0)
         mean = torch.stack([running[place].mean for place in places], -1)
