@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mingpt.common import atomic_write
+from mingpt.common import atomic_write, remove
 
 
 @dataclass
@@ -112,6 +112,11 @@ class ShardFolder:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with atomic_write(self.path(number)) as temporary:
             save_file(tensors, temporary, {"sha256": _digest(tensors)})
+
+    def tidy(self):
+        """Remove what killed processes left of shards; for when all shards are there."""
+        for path in (self.folder / "shards").glob(".*"):
+            remove(path)
 
 
 def _digest(tensors):

@@ -67,6 +67,7 @@ def sweep(options):
     if missing:
         print(f"{len(missing)} of {len(work)} shards are still to be done by other processes.")
         return
+    folder.tidy()
     sweep_report.report(model, folder, work, options.failures == "keep")
 
 
