@@ -42,6 +42,13 @@ def shards(folder):
     return {path.name for path in (folder / "shards").glob("[0-9]*")}
 
 
+def wait_for_more(folder, process):
+    """Wait until there is another shard than now, or the process has ended."""
+    before = shards(folder)
+    while shards(folder) == before and process.poll() is None:
+        time.sleep(0.002)
+
+
 def kill_and_compare(root, kills, seed=0):
     """How many shards there were at each kill, a list. AssertionError if the folders differ."""
     undisturbed = Path(root) / "undisturbed"
@@ -51,18 +58,19 @@ def kill_and_compare(root, kills, seed=0):
     reached = []
     process = start(disturbed, LAUNCHER)
     while len(reached) < kills:
-        # Python's own start takes seconds; the work of a shard, a fraction of one.
-        time.sleep(10 * rng.random())
-        if process.poll() is not None:
-            # All is done, or torchrun has given up. Some of the work is undone, so that it goes on.
-            for name in rng.sample(sorted(shards(disturbed)), len(shards(disturbed)) // 2):
-                (disturbed / "shards" / name).unlink()
-            process = start(disturbed, LAUNCHER)
-            continue
+        wait_for_more(disturbed, process)
+        # The work of a shard takes a part of a second.
+        time.sleep(rng.random())
         running = workers(process)
         if running:
             os.kill(rng.choice(running), signal.SIGKILL)
             reached.append(len(shards(disturbed)))
+        if process.poll() is not None:
+            # All is done, or torchrun has given up. Half of the work is undone, so that it goes on.
+            done = sorted(shards(disturbed))
+            for name in rng.sample(done, len(done) // 2):
+                (disturbed / "shards" / name).unlink()
+            process = start(disturbed, LAUNCHER)
     process.wait()
     assert start(disturbed, LAUNCHER).wait() == 0
     compare(undisturbed, disturbed)
