@@ -110,7 +110,8 @@ def draw(model, summary, kind, totals, path):
     title = f"{model.name}: {summary.site}, mean of {n} pairs"
     quantity = "logit(corrupted answer) - logit(clean answer)"
     labels = [str(place) for place in places]
-    figure = figures.draw_heatmap(mean, labels, title, quantity, rows, kind)
+    marks = {name: running.mean.item() for name, running in totals.unpatched.items()}
+    figure = figures.draw_heatmap(mean, labels, title, quantity, rows, kind, marks=marks)
     with atomic_write(path) as temporary:
         figures.save_figure(figure, temporary)
 

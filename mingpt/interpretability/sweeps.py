@@ -15,9 +15,9 @@ import json
 import sys
 
 import torch
-from tqdm import tqdm
 
-from mingpt.common import atomic_write, check_device, command_parser, run_command
+from mingpt.common import atomic_write, check_device, command_parser, progress_bar, run_command
+from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import edges, pairs, sweep_report
 from mingpt.interpretability.activation_patching import DIRECTIONS, sweep_ends
 from mingpt.interpretability.graph import record_base_runs
@@ -57,7 +57,7 @@ def sweep(options):
 
     own = process.own(range(len(work)))
     total = sum(len(work[number]) for number in own)
-    with tqdm(total=total, unit="pair", disable=None) as bar:
+    with progress_bar(total=total, unit="pair") as bar:
         for number in own:
             if folder.read(number) is None:
                 values = compute(model, work[number], sites, options.direction, methods)
@@ -134,7 +134,7 @@ def main(arguments=None):
     """The command line: its exit code."""
     parser = command_parser(__doc__)
     parser.add_argument("pairs", help=f"a file of pairs, or one of {', '.join(TASKS)}")
-    parser.add_argument("--model", default="gpt2", help="as --model of the experiment; %(default)s")
+    parser.add_argument("--model", default="gpt2", help=f"{MODEL_HELP}; %(default)s")
     parser.add_argument("--sites", default="resid_post", help="with commas; %(default)s")
     parser.add_argument("--direction", default="denoise", choices=DIRECTIONS, help="%(default)s")
     parser.add_argument("--exact-edges", action="store_true", help="exact scores of all edges too")
