@@ -16,6 +16,7 @@ import signal
 import sys
 import textwrap
 from argparse import SUPPRESS
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from mingpt.common import atomic_write, command_parser, run_command, say
 from mingpt.hub import steps_in
 from mingpt.interpretability import figures
 from mingpt.model import GPT, GPTConfig
+from mingpt.processes import first_alone, this_process
 from mingpt.trainer import Trainer, TrainerConfig
 
 # Rows, spread evenly over a text, on which a loss is measured; fewer if they would overlap.
@@ -72,7 +74,8 @@ def train(texts, preset, output, device="auto"):
     """
     output = Path(output)
     read_settings(output)
-    with locked(output):
+    # Of several processes that train together, the first one writes.
+    with nullcontext() if this_process().rank else locked(output):
         return train_in(output, texts, preset, device)
 
 
@@ -94,7 +97,8 @@ def train_in(output, texts, preset, device):
         )
     trainer = make_trainer(preset, tokenizer, ids[0], output, device)
     # Only now: settings that the model or the trainer refuses must not claim the folder.
-    record_settings(output, preset, text, merges)
+    with first_alone(trainer.process):
+        record_settings(output, preset, text, merges)
     trainer.resume()
 
     T = preset.block_size
@@ -103,6 +107,9 @@ def train_in(output, texts, preset, device):
     bits = len(ids[1]) / len(parts[1].encode()) / math.log(2)  # per byte, of a nat per token
     measure = partial(measure_losses, rows=rows, bits=bits, path=output / "curve.csv")
     trainer.add_callback("on_batch_end", measure)
+    if trainer.process.rank:
+        trainer.run()
+        return trainer.model.eval()
     # The untrained model is measured too.
     measure(trainer)
     trainer.run()

@@ -2,7 +2,9 @@
 
 It has minGPT's interface (get_default_config, callbacks, run); what is added is a schedule of the
 learning rate, evaluation, and checkpoints from which a run goes on as if it had never stopped. For
-that, batch number s is drawn from a generator that is seeded by (seed, s) alone.
+that, batch number s is drawn from a generator that is seeded by (seed, s) alone. Under torchrun
+several processes train together: each takes a part of every batch, and the first one evaluates,
+calls the callbacks and writes.
 """
 
 import math
@@ -13,9 +15,10 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from mingpt import checkpointing
+from mingpt import checkpointing, processes
 from mingpt.common import check_device, progress_bar
 from mingpt.hub import steps_in
 
@@ -94,10 +97,20 @@ class Trainer:
         self.device = config.device
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.process = processes.this_process()
+        self.device = self.process.own_device(self.device)
         check_device(self.device)
+        if config.batch_size < self.process.count:
+            raise ValueError(
+                f"{self.process.count} processes cannot share a batch of {config.batch_size}; "
+                "give a larger batch_size, or start fewer"
+            )
+        processes.join(self.process, self.device)
         # To its device first: the optimizer chooses its implementation by it.
         self.model = model.to(self.device)
         self.optimizer = model.configure_optimizers(config)
+        # It averages the gradients of all processes while they are computed.
+        self.parallel = DistributedDataParallel(model) if self.process.count > 1 else model
         self.callbacks = defaultdict(list)
         self.history = []
 
@@ -134,15 +147,13 @@ class Trainer:
         """
         config = self.config
         is_fresh = self.iter_num == 0 and not self.resumed
-        if config.checkpoint_dir and is_fresh and steps_in(config.checkpoint_dir):
+        is_writer = config.checkpoint_dir and not self.process.rank
+        if is_writer and is_fresh and steps_in(config.checkpoint_dir):
             raise ValueError(
                 f"{config.checkpoint_dir} has another run's checkpoints; "
                 "call resume(), or take another folder"
             )
-        own = (
-            checkpointing.locked(config.checkpoint_dir) if config.checkpoint_dir else nullcontext()
-        )
-        with own:
+        with checkpointing.locked(config.checkpoint_dir) if is_writer else nullcontext():
             self._run()
 
     def _run(self):
@@ -152,6 +163,9 @@ class Trainer:
         if self.iter_num in config.kept_steps:
             self.save_checkpoint()
         self.model.train()
+        if self.process.rank:
+            # Each process has its own dropout; the first goes on with the generator that it has.
+            torch.manual_seed(hash((config.seed, self.process.rank, self.iter_num)) % 2**32)
         self.iter_time = time.monotonic()
         batches = self._batches(self.train_dataset, config.seed, self.iter_num)
         with self._progress_bar() as bar:
@@ -160,9 +174,7 @@ class Trainer:
                 self._step(x, y)
                 bar.update(y.numel())
                 bar.set_postfix(step=self.iter_num + 1, loss=f"{self.loss:.3f}", refresh=False)
-                try:
-                    self._after_step()
-                except StopIteration:
+                if self._after_step():
                     break
         self.save_checkpoint()
 
@@ -176,6 +188,7 @@ class Trainer:
             unit=" tokens",
             unit_scale=True,
             dynamic_ncols=True,
+            shown=not self.process.rank,
         )
 
     def _batches(self, dataset, seed, start=0):
@@ -199,14 +212,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.model.zero_grad(set_to_none=True)
-        self.loss = 0
-        for x_part, y_part in zip(x.chunk(config.accumulation), y.chunk(config.accumulation)):
+        targets = (y != -1).sum()
+        count = self.process.count
+        parts = [self.process.own(rows).chunk(config.accumulation) for rows in (x, y)]
+        self.loss = torch.zeros((), device=self.device)
+        for number, (x_part, y_part) in enumerate(zip(*parts), 1):
             # A part weighs as much as it has targets; those that are -1 do not count.
-            share = (y_part != -1).sum() / (y != -1).sum()
-            if share:
-                loss = self.model(x_part, y_part)[1] * share
-                loss.backward()
-                self.loss += loss.detach()
+            share = (y_part != -1).sum() / targets
+            is_alone = count == 1 or number == len(parts[0])
+            # The gradients go to the other processes once a step, with the last part.
+            with nullcontext() if is_alone else self.parallel.no_sync():
+                logits, loss = self.parallel(x_part, y_part)
+                # Without any target there is no mean, but the other processes wait for this one.
+                loss = loss * share if share else logits.sum() * 0
+                (loss * count).backward()
+            self.loss += loss.detach()
+        self.loss = processes.add_up(self.process, self.loss)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_norm_clip)
         # Before the weights change: no checkpoint may have weights that are no numbers.
         if not norm.isfinite():
@@ -217,11 +238,26 @@ class Trainer:
         self.optimizer.step()
 
     def _after_step(self):
-        """Count the step; evaluate, call the callbacks and write a checkpoint when it is time."""
-        config = self.config
+        """Count the step; evaluate, call the callbacks and write a checkpoint when it is time.
+
+        True if a callback ends the run.
+        """
         self.iter_num += 1
         self.iter_dt = time.monotonic() - self.iter_time
         self.seconds += self.iter_dt
+        is_end = torch.zeros((), device=self.device)
+        if not self.process.rank:
+            try:
+                self._look_at_step()
+            except StopIteration:
+                is_end += 1
+        is_end = processes.add_up(self.process, is_end)
+        # Evaluation and writing are no part of the next step's time.
+        self.iter_time = time.monotonic()
+        return bool(is_end)
+
+    def _look_at_step(self):
+        config = self.config
         if config.eval_interval and self.iter_num % config.eval_interval == 0:
             self.eval_loss = self.evaluate()
             self.trigger_callbacks("on_eval_end")
@@ -230,8 +266,6 @@ class Trainer:
         # After the callbacks: a resumed run must not draw their random numbers again.
         if is_due or self.iter_num in config.kept_steps:
             self.save_checkpoint()
-        # Evaluation and writing are no part of the next step's time.
-        self.iter_time = time.monotonic()
 
     @torch.no_grad()
     def evaluate(self):
@@ -251,7 +285,7 @@ class Trainer:
 
         Without a checkpoint_dir there is nothing to do.
         """
-        if self.config.checkpoint_dir:
+        if self.config.checkpoint_dir and not self.process.rank:
             checkpointing.save(self)
 
     def resume(self):
@@ -261,5 +295,7 @@ class Trainer:
         """
         if not self.config.checkpoint_dir:
             raise ValueError("resume reads from checkpoint_dir; set it")
-        self.resumed = checkpointing.load_newest(self)
+        # The first one sets damaged checkpoints aside.
+        with processes.first_alone(self.process):
+            self.resumed = checkpointing.load_newest(self)
         return self.resumed

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mingpt.interpretability.shards import Process, ShardFolder, this_process
+from mingpt.interpretability.shards import ShardFolder
+from mingpt.processes import Process, this_process
 
 TENSORS = {"values": torch.arange(6.0).view(2, 3), "pairs": torch.tensor([4, 5])}
 

@@ -491,6 +491,29 @@ train.train([TEXT], settings, sys.argv[1], "cpu")
 """
 
 
+def test_two_processes_train_one_run(tmp_path):
+    """torchrun's, on the command's own way: one of them writes, and losses are as by one."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    options = [*SMALLEST, "--max-iters", "8", "--batch-size", "4", "--dropout", "0", "--kept", "2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    module = ["-m", "experiments.train", str(tmp_path / "text.txt"), *options, "--output"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, start in (("one", []), ("two", launcher)):
+        done = subprocess.run(
+            [sys.executable, *start, *module, str(tmp_path / name)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("is done: 8 steps") == 1
+    one = rows(tmp_path / "one")
+    two = rows(tmp_path / "two")
+    assert [row["step"] for row in two] == [row["step"] for row in one] == ["0", "2", "8"]
+    for row, other in zip(two, one):
+        assert float(row["validation_loss"]) == pytest.approx(float(other["validation_loss"]))
+
+
 @pytest.fixture
 def training(tmp_path):
     """A process that trains in tmp_path/run for a long time; it has written a checkpoint."""

@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from mingpt import processes
 from mingpt.hub import Folder
 from mingpt.model import GPT, GPTConfig
 from mingpt.trainer import Trainer, draw_batches
+
+ROOT = Path(__file__).parent.parent
 
 
 class Counting(torch.utils.data.Dataset):
@@ -30,6 +34,14 @@ def small_model():
     torch.manual_seed(0)
     # With dropout, which draws from the global generator.
     return GPT(GPTConfig(n_layer=2, n_head=3, n_embd=21, vocab_size=11, block_size=6))
+
+
+def without_dropout():
+    model = small_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def make_trainer(model=None, **settings):
@@ -357,3 +369,64 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_resume_from(tmp_path)
     resumed.resume()
     for name, weight in weights.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+TRAIN_IN_PROCESSES = """
+import sys, torch
+from tests.test_trainer import make_trainer, without_dropout
+folder, steps, accumulation = sys.argv[1:]
+trainer = make_trainer(without_dropout(), batch_size=6, checkpoint_dir=folder,
+                       max_iters=int(steps), accumulation=int(accumulation))
+calls = []
+trainer.add_callback("on_batch_end", lambda trainer: calls.append(trainer.loss.item()))
+trainer.resume()
+trainer.run()
+if not trainer.process.rank:
+    print(*calls)
+else:
+    assert not calls
+"""
+
+
+def train_in_processes(count, folder, steps, accumulation=1):
+    """The losses of the steps, of a training in `count` processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={count}", "--no-python", sys.executable, "-c"]
+    command += [TRAIN_IN_PROCESSES, str(folder), str(steps), str(accumulation)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return [float(loss) for loss in ended.stdout.split()]
+
+
+def test_several_processes_train_as_one_does_and_any_number_goes_on(tmp_path):
+    """Also with parts of a batch one after the other, and where the run goes on with others."""
+    one = train_in_processes(1, tmp_path / "one", 8)
+    two = train_in_processes(2, tmp_path / "two", 5, accumulation=2)
+    two += train_in_processes(3, tmp_path / "two", 8)
+    # Gradients are added in another order.
+    assert two == pytest.approx(one, rel=1e-4) and len(one) == 8 and one[-1] < one[0]
+    weights = GPT.from_pretrained(tmp_path / "one").state_dict()
+    for name, weight in GPT.from_pretrained(tmp_path / "two").state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-4)
+
+
+def test_more_processes_than_rows_in_a_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "this_process", lambda: processes.Process(0, 9, 0))
+    with pytest.raises(ValueError, match="9 processes cannot share a batch of 8"):
+        make_trainer(batch_size=8)
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node"):
+        make_trainer(batch_size=9)
+
+
+def test_a_part_without_targets_counts_nothing():
+    trainer = make_trainer(without_dropout(), batch_size=4, accumulation=2)
+    x = torch.zeros(4, 5, dtype=torch.long)
+    y = torch.ones_like(x)
+    y[2:] = -1
+    trainer._step(x, y)
+    other = make_trainer(without_dropout(), batch_size=2)
+    other._step(x[:2], y[:2])
+    torch.testing.assert_close(trainer.loss, other.loss)
+    for weight, same in zip(trainer.model.parameters(), other.model.parameters()):
+        torch.testing.assert_close(weight, same)

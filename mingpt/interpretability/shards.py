@@ -8,50 +8,13 @@ each other: each takes every n-th shard.
 
 import hashlib
 import json
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mingpt.common import atomic_write, remove
-
-
-@dataclass
-class Process:
-    """Which of how many processes this is."""
-
-    rank: int
-    count: int
-    local_rank: int  # among those on this machine: the number of its GPU
-
-    def own(self, work):
-        """The part of a list that this process does."""
-        return work[self.rank :: self.count]
-
-
-def this_process(shard=None):
-    """The Process that a launcher, or `shard` = "i/n" with i from 0, says that this is.
-
-    Launchers: torchrun, and SLURM's srun. Without any it is the only one.
-    """
-    environment = os.environ
-    if shard:
-        match = re.fullmatch(r"(\d+)/(\d+)", shard)
-        if not match or int(match[1]) >= int(match[2]):
-            raise ValueError(f"shard must be i/n, i from 0 to n - 1; got {shard!r}")
-        return Process(int(match[1]), int(match[2]), 0)
-    # Beside torchrun's own: what srun sets for each task. sbatch alone does not set the first.
-    for names in (
-        ("WORLD_SIZE", "RANK", "LOCAL_RANK"),
-        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
-    ):
-        if all(name in environment for name in names):
-            count, rank, local_rank = (int(environment[name]) for name in names)
-            return Process(rank, count, local_rank)
-    return Process(0, 1, 0)
 
 
 class ShardFolder:

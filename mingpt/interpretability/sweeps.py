@@ -21,9 +21,10 @@ from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import edges, pairs, sweep_report
 from mingpt.interpretability.activation_patching import DIRECTIONS, sweep_ends
 from mingpt.interpretability.graph import record_base_runs
-from mingpt.interpretability.shards import ShardFolder, this_process
+from mingpt.interpretability.shards import ShardFolder
 from mingpt.interpretability.tasks import TASKS, Batch
 from mingpt.model import GPT
+from mingpt.processes import this_process
 from mingpt.sites import check_site
 
 SHARD_PAIRS = 16  # of one length, which run side by side
@@ -36,9 +37,7 @@ def sweep(options):
     for site in sites:
         check_site(site)
     process = this_process(options.shard)
-    device = options.device
-    if device == "cuda":
-        device = f"cuda:{process.local_rank}"
+    device = process.own_device(options.device)
     check_device(device)
     model = GPT.from_pretrained(options.model).to(device)
     usable, skipped = pairs.usable_pairs(model, read(model, options), options.max_skipped)
@@ -57,7 +56,7 @@ def sweep(options):
 
     own = process.own(range(len(work)))
     total = sum(len(work[number]) for number in own)
-    with progress_bar(total=total, unit="pair") as bar:
+    with progress_bar(total=total, unit="pair", shown=process.rank == 0) as bar:
         for number in own:
             if folder.read(number) is None:
                 values = compute(model, work[number], sites, options.direction, methods)
