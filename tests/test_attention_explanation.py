@@ -103,11 +103,21 @@ def test_the_induction_head_matches_the_token_with_what_the_previous_token_head_
     assert abs(other.table[row, other.parts.index(previous)].item()) < 0.02 * entry
 
 
+def test_against_other_keys_the_table_sums_to_what_the_score_is_above_their_mean():
+    model = make_model().double()
+    explanation = explain_attention(model, IDS, 2, 1, 4, 2, against=(0, 1, -1))
+    scores = runs.record(model, IDS, ["scores"])["scores"][2][0, 1, 4]
+    above = (scores[2] - scores[[0, 1, 4]].mean()).item()
+    assert explanation.table.sum().item() == pytest.approx(above, abs=1e-10)
+    assert explanation.score - explanation.baseline == pytest.approx(above, abs=1e-10)
+
+
 def test_it_prints_the_largest_entries_and_what_is_left():
     explanation = explain_attention(make_model(), IDS, 2, 1, 4, 2)
-    first, header, *lines = str(explanation).splitlines()
+    first, header, *lines, by_query, by_key = str(explanation).splitlines()
     assert first.startswith("head 2.1 from 4 5 to 2 4: score ")
     assert len(lines) == 11
+    assert by_query.startswith("by what wrote the query: ") and by_key.count(",") == 4
     entries = [float(line.split()[-1]) for line in lines]
     assert sum(entries) == pytest.approx(explanation.score, abs=0.1)
     sizes = [abs(entry) for entry in entries[:-1]]
@@ -134,6 +144,7 @@ def test_the_picture_sums_to_the_score_too(tmp_path):
         ((0, 0, T, 0), "-5 to 4"),
         ((0, 0, 1, -6), "-5 to 4"),
         ((0, 0, 1, 2), "no token sees a later one"),
+        ((0, 0, 1, 0, (3,)), "no token sees a later one"),
     ],
 )
 def test_a_score_that_there_is_not_is_refused(place, message):

@@ -4,8 +4,8 @@ A query is a linear reading of the residual stream at its token, a key of that a
 layer norm keeps the scale of this run. The stream is a sum of what the parts below wrote, so the
 score is a sum over pairs of parts. A large entry says that these two parts together make the score
 large in this run. It does not say what the head would do without them: then the scales change too,
-and the parts above them. What adds the same to the scores of all keys moves no attention: compare
-the tables of two keys.
+and the parts above them. What adds the same to the scores of all keys moves no attention: give
+other keys as `against`, and the table is of what the score is above theirs.
 Sources: the question, circuit-tracer issue 53; the decomposition, Elhage et al. 2021 (A
 Mathematical Framework for Transformer Circuits).
 """
@@ -23,11 +23,15 @@ from mingpt.interpretability.readout import wide_dtype
 
 @dataclass(repr=False)
 class AttentionExplanation:
-    """The score of one query and one key, as a table that sums to it."""
+    """The score of one query and one key, as a table that sums to it.
+
+    With `against` it sums to score - baseline.
+    """
 
     table: Tensor  # (S,S): rows are what wrote the query, columns what wrote the key
     parts: list  # S names: token, position, "0.0" ..., "mlp 0" ..., biases
     score: float  # the run's own, scaled, before the softmax
+    baseline: float  # the mean score of the keys `against`, 0 without any
     weight: float  # the pattern's, after it
     head: str  # "layer.head"
     query: str  # position and token
@@ -48,8 +52,10 @@ class AttentionExplanation:
         """
         values, rows = _shorten(self.table, self.parts, count)
         values, columns = _shorten(values.T, self.parts, count)
+        explained = self.score - self.baseline
         title = (
-            f"why head {self.head} looks from {self.query} to {self.key}: score {self.score:.2f}"
+            f"why head {self.head} looks from {self.query} to {self.key}: "
+            f"{explained:.2f} of the score {self.score:.2f}"
         )
         figure = figures.draw_heatmap(
             values.T, columns, title, "part of the score", rows, "what wrote the key"
@@ -59,14 +65,20 @@ class AttentionExplanation:
 
     def __repr__(self):
         lines = [
-            f"head {self.head} from {self.query} to {self.key}: "
-            f"score {self.score:.2f}, attention weight {self.weight:.2f}",
+            f"head {self.head} from {self.query} to {self.key}: score {self.score:.2f}, "
+            f"of which {self.score - self.baseline:.2f} are explained; "
+            f"attention weight {self.weight:.2f}",
             "query      key        part of the score",
         ]
-        for query, key, entry in self.largest():
+        largest = self.largest()
+        for query, key, entry in largest:
             lines.append(f"{query:9}  {key:9}  {entry:17.2f}")
-        rest = self.table.sum().item() - sum(entry for _, _, entry in self.largest())
+        rest = self.table.sum().item() - sum(entry for _, _, entry in largest)
         lines.append(f"{'all others':20}  {rest:17.2f}")
+        for name, sums in (("query", self.table.sum(1)), ("key", self.table.sum(0))):
+            order = sums.abs().argsort(descending=True)[:5].tolist()
+            parts = ", ".join(f"{self.parts[i]} {sums[i]:.2f}" for i in order)
+            lines.append(f"by what wrote the {name}: {parts}")
         return "\n".join(lines)
 
 
@@ -81,46 +93,49 @@ def _shorten(table, names, count):
 
 
 @torch.no_grad()
-def explain_attention(model, text, layer, head, query, key):
+def explain_attention(model, text, layer, head, query, key, against=()):
     """AttentionExplanation of the score of a head's query with a key, at two positions.
 
-    Its table sums to the score. Positions may count from the end. A head's entry includes its value
-    bias; all other biases, which are there in every text, are in "biases". text: one text, or ids
-    (1,T). ValueError for a head or a position that there is not, and for a key after its query.
-    Cost: 1 pass.
+    Its table sums to the score. against: positions of other keys, whose mean score is taken off.
+    Positions may count from the end. A head's entry includes its value bias; all other biases,
+    which are there in every text, are in "biases". text: one text, or ids (1,T). ValueError for a
+    head or a position that there is not, and for a key after its query. Cost: 1 pass.
     """
     ids = encode_one(model, text)
-    places = _check_places(model, ids, layer, head, query, key)
+    query, key, *against = _check_places(model, ids, layer, head, (query, key, *against))
     stored = runs.record(model, ids, ["resid_pre", "q", "k", "z", "mlp_out"])
     wide = wide_dtype(model)
 
     attn = model.transformer.h[layer].attn
-    readings = []
-    for third, position in enumerate(places):  # of c_attn, which makes queries, keys and values
+
+    def read(third, position):  # of c_attn, which makes queries, keys and values -> (S,D)
         normed = _normed_parts(model, stored, ids, layer, position)  # (S,C)
         rows = attn.c_attn.weight.chunk(3)[third].chunk(attn.n_head)[head]  # (D,C)
-        reading = normed @ rows.T.to(wide)  # (S,C) @ (C,D) -> (S,D)
+        reading = normed @ rows.T.to(wide)
         reading[-1] += attn.c_attn.bias.chunk(3)[third].chunk(attn.n_head)[head]
-        readings.append(reading)
-    queries, keys = readings
+        return reading
 
-    q = stored["q"][layer][0, head, places[0]].to(wide)
-    k = stored["k"][layer][0, head, : places[0] + 1].to(wide)  # all that it may see
+    keys = read(1, key)
+    if against:
+        keys = keys - torch.stack([read(1, position) for position in against]).mean(0)
+    q = stored["q"][layer][0, head, query].to(wide)
+    k = stored["k"][layer][0, head, : query + 1].to(wide)  # all that it may see
     scores = k @ q * attn.scale
     texts = figures.token_labels(token_texts(model, ids[0]))
     return AttentionExplanation(
-        table=queries @ keys.T * attn.scale,  # (S,D) @ (D,S) -> (S,S)
+        table=read(0, query) @ keys.T * attn.scale,  # (S,D) @ (D,S) -> (S,S)
         parts=_part_names(layer, attn.n_head),
-        score=scores[places[1]].item(),
-        weight=scores.softmax(0)[places[1]].item(),
+        score=scores[key].item(),
+        baseline=scores[against].mean().item() if against else 0.0,
+        weight=scores.softmax(0)[key].item(),
         head=f"{layer}.{head}",
-        query=texts[places[0]],
-        key=texts[places[1]],
+        query=texts[query],
+        key=texts[key],
     )
 
 
-def _check_places(model, ids, layer, head, query, key):
-    """The positions of query and key, from 0; ValueError where there is no such score."""
+def _check_places(model, ids, layer, head, positions):
+    """The positions, from 0; ValueError where there is no such score. The first is the query's."""
     L = model.config.n_layer
     H = model.config.n_head
     if layer not in range(L) or head not in range(H):
@@ -128,13 +143,15 @@ def _check_places(model, ids, layer, head, query, key):
             f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
         )
     T = ids.size(1)
-    if query not in range(-T, T) or key not in range(-T, T):
-        raise ValueError(f"query and key must be -{T} to {T - 1}; got {query!r} and {key!r}")
-    if key % T > query % T:
+    for position in positions:
+        if position not in range(-T, T):
+            raise ValueError(f"query and keys must be -{T} to {T - 1}; got {position!r}")
+    query, *keys = (position % T for position in positions)
+    if max(keys) > query:
         raise ValueError(
-            f"no token sees a later one: give a key up to the query, {query % T}; got {key % T}"
+            f"no token sees a later one: give keys up to the query, {query}; got {max(keys)}"
         )
-    return query % T, key % T
+    return query, *keys
 
 
 def _part_names(layer, H):
