@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from mingpt.common import atomic_write
-from mingpt.interpretability.tasks import Batch, draw_pairs, read_pair
+from mingpt.interpretability.tasks import draw_pairs, read_pair
 
 OWN = ("clean", "corrupted", "clean_answer", "corrupted_answer")
 MAX_SKIPPED = 0.1  # of the pairs; where more cannot be used, an average would be of other texts
@@ -37,10 +37,14 @@ class Pair(NamedTuple):
 
 
 class Usable(NamedTuple):
-    """A pair that a model can run."""
+    """A pair that a model can run.
+
+    Its ids are read again when they are needed, since there may be very many pairs.
+    """
 
     pair: Pair
-    batch: Batch  # of this pair alone
+    length: int  # of each of its texts, in tokens
+    first: int  # the first position in which they differ
     roles: dict  # {role: range of positions}
 
 
@@ -106,10 +110,11 @@ def usable_pairs(model, pairs, max_skipped=MAX_SKIPPED):
     skipped = []
     for pair in pairs:
         try:
-            texts = [_as_input(model, text) for text in pair[:2]]
-            batch = read_pair(model, (*texts, *pair[2:4]))
-            roles = _read_roles(pair.roles, batch.clean.size(1))
-            usable.append(Usable(pair, batch, roles))
+            batch = read_batch(model, pair)
+            differs = (batch.clean != batch.corrupted)[0]
+            roles = _read_roles(pair.roles, len(differs))
+            first = differs.nonzero()[0].item()
+            usable.append(Usable(pair, len(differs), first, roles))
         except ValueError as error:
             skipped.append((pair, str(error)))
     if len(skipped) > max_skipped * len(pairs):
@@ -119,6 +124,12 @@ def usable_pairs(model, pairs, max_skipped=MAX_SKIPPED):
             f"the first, line {first.line}: {reason}"
         )
     return usable, skipped
+
+
+def read_batch(model, pair):
+    """A Pair as a Batch of one; ValueError where the model cannot run it."""
+    texts = [_as_input(model, text) for text in pair[:2]]
+    return read_pair(model, (*texts, *pair[2:4]))
 
 
 def _as_input(model, text):

@@ -43,7 +43,7 @@ def report(model, folder, work, keep_failures):
 def add_up(folder, work, keep_failures):
     """The Totals of all shards, which are read one at a time."""
     totals = Totals()
-    lengths = {one.batch.clean.size(1) for shard in work for one in shard}
+    lengths = {one.length for shard in work for one in shard}
     for number, shard in enumerate(work):
         values = folder.read(number)
         if values is None:
@@ -66,10 +66,7 @@ def add_unpatched(unpatched, own):
 
 def add_pair(totals, settings, own, one, same_length):
     """Add one pair: own {name: its tensor}, one its Usable."""
-    batch = one.batch
-    differs = (batch.clean != batch.corrupted)[0]
-    first = differs.nonzero()[0].item()
-    places = places_of(one.roles, len(differs), first, same_length)
+    places = places_of(one.roles, one.length, one.first, same_length)
     for site in settings["sites"]:
         totals.sites.setdefault(site, SiteSummary(site)).add(own[site], places)
     for method in settings["edges"]:

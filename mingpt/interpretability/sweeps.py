@@ -90,7 +90,7 @@ def cut(usable):
     """The shards, lists of Usable of one length, in the order in which the lengths first come."""
     by_length = {}
     for one in usable:
-        by_length.setdefault(one.batch.clean.size(1), []).append(one)
+        by_length.setdefault(one.length, []).append(one)
     shards = []
     for alike in by_length.values():
         shards += [alike[i : i + SHARD_PAIRS] for i in range(0, len(alike), SHARD_PAIRS)]
@@ -104,7 +104,8 @@ def compute(model, shard, sites, direction, methods):
     each site (B,L,T) or (B,L,H,T): the same of the patched runs. Of each method "edges METHOD"
     (B,R,S), as edge_attribution gives them.
     """
-    batch = Batch(*map(torch.cat, zip(*(one.batch for one in shard))))
+    batches = [pairs.read_batch(model, one.pair) for one in shard]
+    batch = Batch(*map(torch.cat, zip(*batches)))
     values = {}
     for site in sites:
         ends = sweep_ends(model, batch.clean, batch.corrupted, site, direction)
@@ -114,8 +115,8 @@ def compute(model, shard, sites, direction, methods):
             values[site if name == "patched" else name] = difference
     for method in methods:
         scores = []
-        for one in shard:
-            base = record_base_runs(model, one.batch)
+        for single in batches:
+            base = record_base_runs(model, single)
             scores.append(edges.score_edges([base], method))
         values[f"edges {method}"] = torch.stack(scores).cpu()
     return values
