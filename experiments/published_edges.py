@@ -9,6 +9,7 @@ import csv
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.corpora import download
@@ -30,9 +31,13 @@ class NotCompared(Exception):
 def their_scores(base):
     """{method: (R,S)} of BaseRuns as EAP-IG's code has them; the mean over the pairs."""
     # Of swapped texts the way goes from the clean to the corrupted one, and takes in the latter.
-    batch = base.batch._replace(clean=base.batch.corrupted, corrupted=base.batch.clean)
+    batch = base.batch
     swapped = replace(
-        base, batch=batch, clean=base.corrupted, corrupted=base.clean, change=-base.change
+        base,
+        batch=batch._replace(clean=batch.corrupted, corrupted=batch.clean),
+        clean=base.corrupted,
+        corrupted=base.clean,
+        change=-base.change,
     )
     clean = score_edges([base], "eap")
     corrupted = -score_edges([swapped], "eap")
@@ -45,8 +50,9 @@ def their_scores(base):
 
 def _with_start(model, ids):
     """Ids (B,T) after <|endoftext|>."""
-    start = tokenizer_of(model).encode(END_OF_TEXT, allow_special=True)
-    return torch.cat((torch.tensor(start).expand(len(ids), -1).to(ids), ids), 1)
+    tokenizer = tokenizer_of(model)
+    [start] = tokenizer.encode(END_OF_TEXT, allow_special=True)
+    return F.pad(ids, (1, 0), value=start)
 
 
 def largest_edges(model, given):
@@ -54,24 +60,31 @@ def largest_edges(model, given):
     graph = layout(model)
     scores = 0
     for batch in load_task(model, "ioi", given["pairs"]):
-        batch = Batch(*(_with_start(model, ids) for ids in batch[:2]), batch.direction)
-        of_batch = their_scores(record_base_runs(model, batch))["eap-ig"]
-        scores = scores + of_batch * len(batch.clean)
+        clean = _with_start(model, batch.clean)
+        corrupted = _with_start(model, batch.corrupted)
+        base = record_base_runs(model, Batch(clean, corrupted, batch.direction))
+        scores = scores + their_scores(base)["eap-ig"] * len(clean)
+    scores = scores.cpu()
     published = []
-    places = []
+    ours = []
+    found = []
+    mask = first_edges(graph, scores.abs(), len(given["edges"]))
     for sender, reader, score in given["edges"]:
+        r = graph.readers.index(reader)
+        s = graph.senders.index(sender)
         published.append(score)
-        places.append((graph.readers.index(reader), graph.senders.index(sender)))
-    ours = torch.stack([scores[place] for place in places])
-    smallest = scores.abs()[graph.possible].topk(len(places)).values[-1]
-    share = (ours.abs() >= smallest).double().mean()
-    return torch.stack((share, rank_correlation(ours, torch.tensor(published))))
+        ours.append(scores[r, s].item())
+        found.append(mask[r, s].item())
+    share = sum(found) / len(found)
+    return torch.tensor([share, rank_correlation(ours, published)])
 
 
 def rank_correlation(x, y):
-    """(): Spearman's, of two (n,) without ties."""
-    ranks = torch.stack((x.argsort().argsort(), y.to(x).argsort().argsort())).double()
-    return torch.corrcoef(ranks)[0, 1]
+    """Spearman's, a float, of two lists without ties."""
+    values = torch.tensor([x, y], dtype=torch.float64)
+    order = values.argsort(1)
+    ranks = order.argsort(1).double()
+    return torch.corrcoef(ranks)[0, 1].item()
 
 
 @dataclass
@@ -82,8 +95,10 @@ class GreaterThanRuns(BaseRuns):
 
     def metric(self, ends):
         """(...,B) of ends (...,B,C)."""
-        logits = self.model.lm_head(self.model.transformer.ln_f(ends))
-        return (logits.softmax(-1) * self.signs).sum(-1)
+        normed = self.model.transformer.ln_f(ends)
+        probabilities = self.model.lm_head(normed).softmax(-1)
+        signed = probabilities * self.signs
+        return signed.sum(-1)
 
 
 def greater_than(model, given):
@@ -99,16 +114,17 @@ def greater_than(model, given):
             for method, scores in their_scores(base).items():
                 totals[method] = totals.get(method, 0) + scores * share
     graph = layout(model)
-    circuits = [
-        connected(graph, first_edges(graph, scores.abs().cpu(), given["edges"]))
-        for scores in totals.values()
-    ]
+    masks = [graph.possible]
+    for scores in totals.values():
+        largest = first_edges(graph, scores.abs().cpu(), given["edges"])
+        masks.append(connected(graph, largest))
     metrics = []
     for base in record_rows(model, rows):
-        masks = [graph.possible, *circuits]
-        metrics.append(torch.stack([run_circuit(base, mask) for mask in masks]))
+        of_masks = [run_circuit(base, mask) for mask in masks]
+        metrics.append(torch.stack(of_masks))
     means = torch.cat(metrics, 1).mean(1)
-    return torch.cat((means.cpu(), circuits[0].sum()[None]))
+    n_edges = int(masks[1].sum())
+    return torch.tensor([*means.tolist(), n_edges])
 
 
 def read_rows(source):
@@ -117,25 +133,38 @@ def read_rows(source):
         path = download("eap-ig", source["address"], source["sha256"])
     except ValueError as error:
         raise NotCompared(f"its texts could not be downloaded: {error}") from error
+    rows = []
     with open(path, encoding="utf-8", newline="") as file:
-        return [(row["clean"], row["corrupted"], int(row["label"])) for row in csv.DictReader(file)]
+        for row in csv.DictReader(file):
+            year = int(row["label"])
+            rows.append((row["clean"], row["corrupted"], year))
+    return rows
 
 
 def record_rows(model, rows):
     """Yield GreaterThanRuns of a few rows of one length at a time."""
     encode = tokenizer_of(model).encode
-    years = torch.tensor([encode(f"{year:02}")[0] for year in range(100)])
     by_length = {}
-    for row in rows:
-        by_length.setdefault(len(encode(row[0])), []).append(row)
+    for clean, corrupted, year in rows:
+        ids = torch.tensor([encode(clean), encode(corrupted)])
+        alike = by_length.setdefault(ids.size(1), [])
+        alike.append((ids, year))
     for alike in by_length.values():
         for start in range(0, len(alike), AT_ONCE):
-            few = alike[start : start + AT_ONCE]
-            clean, corrupted, labels = zip(*few)
-            ids = [_with_start(model, torch.tensor([*map(encode, t)])) for t in (clean, corrupted)]
-            signs = torch.zeros(len(few), model.config.vocab_size)
-            for row, label in zip(signs, labels):
-                row[years[: label + 1]] = -1
-                row[years[label + 1 :]] = 1
-            base = record_base_runs(model, Batch(*ids, None))
-            yield GreaterThanRuns(**vars(base), signs=signs.to(base.change))
+            pairs, labels = zip(*alike[start : start + AT_ONCE])
+            texts = _with_start(model, torch.cat(pairs))  # (2B,T)
+            batch = Batch(texts[0::2], texts[1::2], None)
+            base = record_base_runs(model, batch)
+            signs = _signs(model, labels).to(base.change)
+            yield GreaterThanRuns(**vars(base), signs=signs)
+
+
+def _signs(model, labels):
+    """(B,V): 1 at the tokens of years above each label, -1 at those of the others, else 0."""
+    encode = tokenizer_of(model).encode
+    years = [encode(f"{year:02}")[0] for year in range(100)]
+    signs = torch.zeros(len(labels), model.config.vocab_size)
+    for row, label in zip(signs, labels):
+        row[years] = -1
+        row[years[label + 1 :]] = 1
+    return signs

@@ -26,27 +26,39 @@ def encode_texts(model, given, texts):
         start = tokenizer_of(model).encode(END_OF_TEXT, allow_special=True)
     rows = []
     for text in texts:
-        ids = encode(model, text)[0].tolist() if isinstance(text, str) else text
-        rows.append(encode(model, torch.tensor([start + ids])))
+        ids = text
+        if isinstance(text, str):
+            ids = encode(model, text)[0].tolist()
+        row = torch.tensor([start + ids])
+        rows.append(encode(model, row))
     return rows
 
 
 def read_pairs(model, given):
     """(clean ids (B,T), corrupted ids (B,T), clean answers (B,), corrupted answers (B,))."""
-    clean = torch.cat(encode_texts(model, given, given["clean"]))
-    corrupted = torch.cat(encode_texts(model, given, given["corrupted"]))
-    answers = [
-        answer_ids(model, given[f"{name}_answers"], clean, corrupted, name)
-        for name in ("clean", "corrupted")
-    ]
-    return clean, corrupted, *answers
+    ids = []
+    answers = []
+    for name in ("clean", "corrupted"):
+        rows = torch.cat(encode_texts(model, given, given[name]))
+        named = given[f"{name}_answers"]
+        ids.append(rows)
+        answers.append(answer_ids(model, named, rows, rows, name))
+    return *ids, *answers
 
 
-def all_logits(model, given):
-    """(B,T,V) of given["texts"], which are of one length; with a head silenced if it says so."""
+@torch.no_grad()
+def _all_logits(model, given):
+    """(logits (B,T,V), ids (B,T)) of texts of one length, with a head silenced if asked."""
     ids = torch.cat(encode_texts(model, given, given["texts"]))
     patches = _silence(model, given, "v", None)
-    return model(ids, patch_params=patches)[0], ids
+    logits, _ = model(ids, patch_params=patches)
+    return logits, ids
+
+
+def _gather(rows, tokens):
+    """(B,n): of rows (B,V), what belongs to the tokens, B lists of ids."""
+    tokens = torch.tensor(tokens).to(rows.device)
+    return rows.gather(-1, tokens)
 
 
 def _silence(model, given, site, position):
@@ -57,7 +69,8 @@ def _silence(model, given, site, position):
     if "silenced" not in given:
         return []
     layer, head = given["silenced"]
-    return [Patch(layer, position, _value_biases(model, layer)[head], site, head)]
+    bias = _value_biases(model, layer)[head]
+    return [Patch(layer, position, bias, site, head)]
 
 
 def _value_biases(model, layer):
@@ -66,41 +79,47 @@ def _value_biases(model, layer):
     The biases of the values and of the layer norm before them: what folding puts elsewhere.
     """
     block = model.transformer.h[layer]
-    values = block.attn.c_attn(block.ln_1.bias).chunk(3)[2]  # (C,) -> (3C,) -> (C,)
+    qkv = block.attn.c_attn(block.ln_1.bias)  # (C,) -> (3C,)
+    _, _, values = qkv.chunk(3)
     return values.view(block.attn.n_head, -1)
 
 
 def logits(model, given):
     """(B,n): of given["tokens"] at one position, the last one unless the entry names another."""
-    rows = all_logits(model, given)[0][:, given.get("position", -1)]  # (B,T,V) -> (B,V)
-    return rows.gather(-1, torch.tensor(given["tokens"]).to(rows.device))
+    rows, _ = _all_logits(model, given)
+    position = given.get("position", -1)
+    return _gather(rows[:, position], given["tokens"])
 
 
 def probabilities(model, given):
     """(B,n): the same as probabilities."""
-    rows = all_logits(model, given)[0][:, -1]  # (B,T,V) -> (B,V)
-    tokens = torch.tensor(given["tokens"]).to(rows.device)
-    return rows.softmax(-1).gather(-1, tokens)
+    rows, _ = _all_logits(model, given)
+    return _gather(rows[:, -1].softmax(-1), given["tokens"])
 
 
 def top_tokens(model, given):
     """(B,count): ids, the most probable first."""
-    rows = all_logits(model, given)[0][:, -1]  # (B,T,V) -> (B,V)
-    return rows.topk(given["count"]).indices
+    rows, _ = _all_logits(model, given)
+    return rows[:, -1].topk(given["count"]).indices
 
 
 def top_token_everywhere(model, given):
     """(B,T): the id of the most probable next token at every position."""
-    return all_logits(model, given)[0].argmax(-1)
+    rows, _ = _all_logits(model, given)
+    return rows.argmax(-1)
 
 
 def loss(model, given):
     """(): mean loss on the texts' next tokens, or on given["labels"], in nats."""
-    rows, ids = all_logits(model, given)
-    labels = torch.tensor(given["labels"]).to(ids) if "labels" in given else ids
-    return F.cross_entropy(rows[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    rows, labels = _all_logits(model, given)
+    if "labels" in given:
+        labels = torch.tensor(given["labels"]).to(labels)
+    rows = rows[:, :-1].flatten(0, 1)  # (B,T,V) -> (B(T-1),V)
+    following = labels[:, 1:].flatten()
+    return F.cross_entropy(rows, following)
 
 
+@torch.no_grad()
 def unpatched(model, given):
     """(2,B): logit(corrupted answer) - logit(clean answer) of the clean and the corrupted runs.
 
@@ -109,8 +128,11 @@ def unpatched(model, given):
     clean, corrupted, *answers = read_pairs(model, given)
     direction = answer_direction(model, *answers)
     patches = _silence(model, given, "z", -1)
-    ends = [runs.run(model, ids, patches)[:, -1] for ids in (clean, corrupted)]
-    differences = -logit_diff(model, torch.stack(ends), direction)  # (2,B,C) -> (2,B)
+    rows = []
+    for ids in (clean, corrupted):
+        stream = runs.run(model, ids, patches)  # (B,T,C)
+        rows.append(-logit_diff(model, stream[:, -1], direction))
+    differences = torch.stack(rows)
     return differences.mean(1) if given.get("mean") else differences
 
 
@@ -123,13 +145,23 @@ def patching(model, given):
     answers = [answer.tolist() for answer in answers]
     site = given["site"]
     each_position = given.get("each_position", True)
-    result = patch_layers(model, clean, corrupted, *answers, site=site, each_position=each_position)
+    result = patch_layers(
+        model,
+        clean,
+        corrupted,
+        *answers,
+        site=site,
+        each_position=each_position,
+    )
     cells = result.mean()
     if given.get("normalized", True):
         # A share of the means, not the mean of shares, which a pair near 0 would rule.
         start = result.corrupted.mean()
-        cells = (cells - start) / (result.clean.mean() - start)
-    return cells.flatten(0, 1) if site in SITES_WITH_HEADS and each_position else cells
+        whole = result.clean.mean() - start
+        cells = (cells - start) / whole
+    if site in SITES_WITH_HEADS and each_position:
+        cells = cells.flatten(0, 1)  # (L,H,T) -> (L*H,T)
+    return cells
 
 
 def parts(model, given):
@@ -141,9 +173,11 @@ def parts(model, given):
     for ids, clean_answer, corrupted_answer in zip(clean, *answers):
         part = logit_attribution(model, ids[None], clean_answer, corrupted_answer)
         attention = part.heads.sum(1) + part.attention_biases
-        layers = torch.stack((attention, part.mlps + part.mlp_biases), 1)  # (L,2)
+        mlp = part.mlps + part.mlp_biases
+        layers = torch.stack((attention, mlp), 1)  # (L,2)
         start = torch.stack((part.embedding, part.position))
-        rows.append(torch.cat((start, layers.flatten())))
+        row = torch.cat((start, layers.flatten()))
+        rows.append(row)
     return torch.stack(rows).mean(0)
 
 
@@ -158,16 +192,22 @@ def heads(model, given):
     clean, _, *answers = read_pairs(model, given)
     direction = answer_direction(model, *answers)  # (B,C)
     stored = as_store(["z"])
-    x = runs.run(model, clean, _silence(model, given, "z", -1), stored)[:, -1]  # (B,C)
+    patches = _silence(model, given, "z", -1)
+    x = runs.run(model, clean, patches, stored)
+    # With its scale held, the norm takes off the mean, divides, and multiplies by its weight.
     ln_f = model.transformer.ln_f
+    variance = x[:, -1].var(-1, correction=0, keepdim=True)  # (B,1)
+    scale = (variance + ln_f.eps).sqrt()
     reads = direction * ln_f.weight
-    scale = (x.var(-1, correction=0) + ln_f.eps).sqrt()
-    reads = (reads - reads.mean(-1, keepdim=True)) / scale[:, None]
+    reads = reads - reads.mean(-1, keepdim=True)
+    reads = reads / scale  # (B,C)
     rows = []
     for layer, block in enumerate(model.transformer.h):
-        z = stored["z"][layer][:, :, -1] - _value_biases(model, layer)  # (B,H,D)
-        written = (reads @ block.attn.c_proj.weight).view_as(z)  # (B,C) @ (C,C)
-        rows.append((z * written).sum(-1).mean(0))
+        z = stored["z"][layer][:, :, -1]  # (B,H,T,D) -> (B,H,D)
+        z = z - _value_biases(model, layer)
+        written = reads @ block.attn.c_proj.weight  # (B,C) @ (C,C)
+        added = z * written.view_as(z)
+        rows.append(added.sum(-1).mean(0))
     return torch.stack(rows)
 
 
@@ -175,11 +215,16 @@ def stripe(model, given):
     """(L,H): mean weight on the key `offset` tokens back, on random tokens twice over."""
     generator = torch.Generator().manual_seed(given["seed"])
     size = given["rows"], given["length"]
-    ids = torch.randint(given["low"], given["high"], size, generator=generator).repeat(1, 2)
-    # A row at a time: the patterns of all layers together are large.
-    patterns = [extract_attention(model, row[None]) for row in ids]
-    stripes = [pattern.diagonal(-given["offset"], -2, -1).mean(-1) for pattern in patterns]
-    return torch.stack(stripes).mean(0)
+    low = given["low"]
+    high = given["high"]
+    ids = torch.randint(low, high, size, generator=generator)
+    below = -given["offset"]
+    scores = []
+    for row in ids.repeat(1, 2).split(1):
+        pattern = extract_attention(model, row)  # (L,H,T,T)
+        weights = pattern.diagonal(below, -2, -1)
+        scores.append(weights.mean(-1))
+    return torch.stack(scores).mean(0)
 
 
 def head_kind(model, given):
@@ -202,27 +247,31 @@ def copying(model, given):
     """
     gpt = model.transformer
     rows = gpt.wte.weight.double()  # (V,C), the output matrix too
-    middle = torch.eye(rows.size(1)).to(rows)
+    middle = torch.eye(model.config.n_embd).to(rows)
     if given["through_vocabulary"]:
-        unembed = _centred(rows - rows.mean(0), gpt.ln_f)  # (V,C)
-        middle = unembed.T @ (rows - rows.mean(1, keepdim=True))  # (C,V) @ (V,C) -> (C,C)
+        embed = _centred(rows)
+        centred = rows - rows.mean(0)
+        unembed = _centred(centred * gpt.ln_f.weight)
+        middle = unembed.T @ embed  # (C,V) @ (V,C) -> (C,C)
     scores = []
     for block in gpt.h:
-        value = _centred(block.attn.c_attn.weight.chunk(3)[2].double(), block.ln_1)  # (C,C)
-        value = value.unflatten(0, (block.attn.n_head, -1))  # (H,D,C)
-        out = block.attn.c_proj.weight.double()
-        out = (out - out.mean(0)).T.reshape(value.shape)  # (C,C) -> (H,D,C)
+        attn = block.attn
+        _, _, value = attn.c_attn.weight.double().chunk(3)
+        value = _centred(value * block.ln_1.weight)  # (C,C)
+        value = value.unflatten(0, (attn.n_head, -1))  # (H,D,C)
+        out = _centred(attn.c_proj.weight.double().T)
+        out = out.view_as(value)  # (C,C) -> (H,D,C)
         # The eigenvalues of the product (C,C) that are not 0 are those of (D,C) @ (C,C) @ (C,D).
         products = out @ middle @ value.mT  # (H,D,D)
         values = torch.linalg.eigvals(products)
-        scores.append(values.sum(-1).real / values.abs().sum(-1))
+        total = values.abs().sum(-1)
+        scores.append(values.sum(-1).real / total)
     return torch.stack(scores)
 
 
-def _centred(weight, norm):
-    """A weight (n,C) that reads a layer norm's output, with the norm's own weight in it."""
-    folded = weight * norm.weight.double()
-    return folded - folded.mean(1, keepdim=True)
+def _centred(weight):
+    """A weight (n,C) that reads the stream or writes to it, without its mean over the stream."""
+    return weight - weight.mean(1, keepdim=True)
 
 
 MEASURES = {

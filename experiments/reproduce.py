@@ -83,7 +83,7 @@ def describe(number, ours, seconds):
 def reproduce(options):
     """Print a line for each published number; CheckFailed if one is not reproduced."""
     contents = read_published(options.published)
-    model = GPT.from_pretrained(options.model).to(options.device)
+    model = GPT.from_pretrained(options.model)
     verdicts = []
     for content in contents:
         skipped = list(content["not_compared"])
@@ -112,7 +112,6 @@ def main(arguments=None):
     parser = command_parser(__doc__)
     parser.add_argument("--model", default="gpt2", help="or a folder; default: %(default)s")
     parser.add_argument("--published", default=PUBLISHED, help="the folder with the numbers")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     return run_command(reproduce, parser.parse_args(arguments))
 
 

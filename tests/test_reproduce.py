@@ -203,82 +203,104 @@ def copying(model, through_vocabulary):
     return table
 
 
-@torch.no_grad()
-def published_by_transformers(model):
-    """The content of a file in which every measure that needs no tokenizer has a number."""
-    run = Hooked(model)
-    folded_run = Hooked(folded(model))
-    logits = run(CLEAN)
-    ids = torch.tensor(CLEAN)
-    last = logits[:, -1]
-    tokens = [[3, 0, 22], [5, 5, 1]]
-    of_tokens = torch.tensor(tokens)
-    block = folded_run.model.transformer.h[1]
+# What `silenced` names in the entries below.
+SILENCED = {"silenced": [1, 1]}
 
-    def silence(x, last_only=True):
-        x = x.clone()
-        rows = slice(-1, None) if last_only else slice(None)
-        x[:, rows, C // H :] = 0
-        return x
 
-    def silence_values(y):  # (B,T,3C)
-        y = y.clone()
-        y[..., -C // H :] = 0
-        return y
+def silence_output(x):  # (B,T,C), what c_proj reads
+    x = x.clone()
+    x[:, -1, C // H :] = 0
+    return x
 
-    silenced = [(block.attn.c_proj, silence)]
-    parts, _ = direct(run)
-    _, heads = direct(folded_run)
-    _, heads_silenced = direct(folded_run, silenced)
-    without_values = folded_run(CLEAN, after=[(block.attn.c_attn, silence_values)])
-    row = torch.randint(2, 20, (3, 7), generator=torch.Generator().manual_seed(4)).repeat(1, 2)
-    patterns = torch.stack(model(row, output_attentions=True).attentions)  # (L,3,H,14,14)
-    of_texts = model(ids[:1], output_attentions=True).attentions  # L x (1,H,T,T)
-    previous = torch.cat(of_texts).diagonal(-1, -2, -1).sum(-1) / len(CLEAN[0])
 
-    def loss(logits, labels):
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+def silence_values(qkv):  # (B,T,3C)
+    qkv = qkv.clone()
+    qkv[..., -C // H :] = 0
+    return qkv
 
-    stripe = {"seed": 4, "low": 2, "high": 20, "rows": 3, "length": 7, "offset": 6}
+
+def loss(logits, labels):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def of_logits(run, folded_run):
+    """[(measure, options, values)] of the logits themselves."""
     texts = {"texts": CLEAN}
-    ends = [run(CLEAN), run(CORRUPTED)]
-    ends_silenced = [folded_run(rows, before=silenced) for rows in (CLEAN, CORRUPTED)]
-    leads = torch.stack([lead(x, -1) for x in ends])
-    leads_silenced = torch.stack([lead(x, -1) for x in ends_silenced]).mean(1)
-    entries = [
-        ("logits", texts | {"tokens": tokens}, last.gather(1, of_tokens)),
-        (
-            "logits",
-            texts | {"tokens": tokens, "position": 2},
-            logits[:, 2].gather(1, of_tokens),
-        ),
-        ("probabilities", texts | {"tokens": tokens}, last.softmax(-1).gather(1, of_tokens)),
+    tokens = [[3, 0, 22], [5, 5, 1]]
+    chosen = texts | {"tokens": tokens}
+    at = torch.tensor(tokens)
+    ids = torch.tensor(CLEAN)
+    labels = torch.tensor(CORRUPTED)
+    logits = run(CLEAN)
+    last = logits[:, -1]
+    values = folded_run.model.transformer.h[1].attn.c_attn
+    silenced = folded_run(CLEAN, after=[(values, silence_values)])
+    return [
+        ("logits", chosen, last.gather(1, at)),
+        ("logits", chosen | {"position": 2}, logits[:, 2].gather(1, at)),
+        ("probabilities", chosen, last.softmax(-1).gather(1, at)),
         ("top_tokens", texts | {"count": 4}, last.argsort(descending=True)[:, :4]),
         ("top_token_everywhere", texts, logits.argmax(-1)),
         ("loss", texts, loss(logits, ids)),
-        ("loss", texts | {"labels": CORRUPTED}, loss(logits, torch.tensor(CORRUPTED))),
-        ("loss", texts | {"silenced": [1, 1]}, loss(without_values, ids)),
+        ("loss", texts | {"labels": CORRUPTED}, loss(logits, labels)),
+        ("loss", texts | SILENCED, loss(silenced, ids)),
+    ]
+
+
+def of_pairs(run, folded_run):
+    """[(measure, options, values)] of the logit difference, patches and parts."""
+    silenced = [(folded_run.model.transformer.h[1].attn.c_proj, silence_output)]
+    texts = (CLEAN, CORRUPTED)
+    leads = torch.stack([lead(run(ids), -1) for ids in texts])
+    without = torch.stack([lead(folded_run(ids, silenced), -1) for ids in texts]).mean(1)
+    parts, _ = direct(run)
+    _, heads = direct(folded_run)
+    _, heads_without = direct(folded_run, silenced)
+    return [
         ("unpatched", {}, leads),
-        ("unpatched", {"mean": True, "silenced": [1, 1]}, leads_silenced),
+        ("unpatched", {"mean": True} | SILENCED, without),
         ("patching", {"site": "resid_post", "normalized": False}, patched_positions(run)),
         ("patching", {"site": "z", "each_position": False}, patched_heads(run)),
         ("parts", {}, parts),
         ("accumulated_parts", {}, parts.cumsum(0)[1:]),
         ("heads", {}, heads),
-        ("heads", {"silenced": [1, 1]}, heads_silenced),
-        ("stripe", stripe, patterns.diagonal(-6, -2, -1).mean((1, 3))),
+        ("heads", SILENCED, heads_without),
+    ]
+
+
+def of_heads(model):
+    """[(measure, options, values)] of patterns and weights."""
+    options = {"seed": 4, "low": 2, "high": 20, "rows": 3, "length": 7, "offset": 6}
+    rows = torch.randint(2, 20, (3, 7), generator=torch.Generator().manual_seed(4)).repeat(1, 2)
+    patterns = torch.stack(model(rows, output_attentions=True).attentions)  # (L,3,H,14,14)
+    stripe = patterns.diagonal(-6, -2, -1).mean((1, 3))
+    text = torch.tensor(CLEAN[:1])
+    patterns = torch.cat(model(text, output_attentions=True).attentions)  # (L,H,T,T)
+    previous = patterns.diagonal(-1, -2, -1).sum(-1) / text.size(1)
+    return [
+        ("stripe", options, stripe),
         ("head_kind", {"texts": CLEAN[:1], "kind": "previous_token"}, previous),
         ("copying", {"through_vocabulary": False}, copying(model, False)),
         ("copying", {"through_vocabulary": True}, copying(model, True)),
     ]
+
+
+@torch.no_grad()
+def published_by_transformers(model):
+    """The content of a file in which every measure that needs no tokenizer has a number."""
+    run = Hooked(model)
+    folded_run = Hooked(folded(model))
     rest = {"tolerance": 1e-4, "why": "fp32"}
     numbers = [
         {"what": measure, "measure": measure, "values": values.tolist()} | options | rest
-        for measure, options, values in entries
+        for measure, options, values in (
+            *of_logits(run, folded_run),
+            *of_pairs(run, folded_run),
+            *of_heads(model),
+        )
     ]
     return {
         "name": "transformers",
-        "source": "this test",
         "clean": CLEAN,
         "corrupted": CORRUPTED,
         "clean_answers": ANSWERS[0],
@@ -450,9 +472,8 @@ def test_the_largest_edges_are_found_among_ours(tmp_path, capsys, with_words):
 
 
 def test_rank_correlation_is_spearmans():
-    x = torch.tensor([0.1, 0.5, 7.0])
-    y = torch.tensor([1.0, 3.0, 2.0])
-    assert published_edges.rank_correlation(x, y).item() == pytest.approx(0.5)
+    correlation = published_edges.rank_correlation([0.1, 0.5, 7.0], [1.0, 3.0, 2.0])
+    assert correlation == pytest.approx(0.5)
 
 
 def greater_than_content(address, edges=10_000):
