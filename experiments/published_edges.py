@@ -103,7 +103,7 @@ class GreaterThanRuns(BaseRuns):
 
 def greater_than(model, given):
     """(5,): the metric of the model and of circuits by three methods; the first one's edges."""
-    rows = read_rows(given["pairs"])
+    rows = read_rows(given["file"])
     totals = {}
     starts = range(0, len(rows), given["batch"])
     for start in tqdm(starts, desc="scoring edges", unit="batch", disable=None):

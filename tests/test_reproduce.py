@@ -478,7 +478,7 @@ def test_rank_correlation_is_spearmans():
 
 def greater_than_content(address, edges=10_000):
     source = {"address": address, "sha256": ""}
-    number = {"what": "years", "measure": "greater_than", "pairs": source, "edges": edges}
+    number = {"what": "years", "measure": "greater_than", "file": source, "edges": edges}
     number |= {"batch": 2, "values": [0] * 5, "tolerance": 0, "why": "set by the test"}
     return {"name": "years", "numbers": [number], "not_compared": []}
 
