@@ -1,7 +1,9 @@
 """Circuits in files: our own JSON, and EAP-IG's, in which the field exchanges its circuits.
 
 Ours holds the edges of the circuit. EAP-IG's holds every edge of the model, each with its score and
-whether it is in the circuit. Scores have the same sign in both: positive = supports the answer.
+whether it is in the circuit. Scores have the sign that EAP-IG's code gives them, which is ours too:
+positive = supports the answer. Files of other versions may have the other sign, as MIB's of IOI on
+GPT-2 has: there the edge from head 9.9, which moves the name, to the logits is negative.
 Source of the format: Hanna et al. 2024's code (github.com/hannamw/EAP-IG), and the files of the MIB
 benchmark (arXiv 2504.13151).
 """
