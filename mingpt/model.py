@@ -104,6 +104,17 @@ class Block(nn.Module):
         return tap("resid_post", x + self.mlp(self.ln_2(x), tap))
 
 
+def check_shape(idx):
+    """ValueError if idx is no tensor of token ids (B,T)."""
+    if not isinstance(idx, torch.Tensor):
+        raise ValueError(
+            f"idx must be a tensor of token ids (B, T), got {idx!r:.60}; "
+            "model.tokenizer(text) gives the ids of a text"
+        )
+    if idx.ndim != 2 or idx.is_floating_point():
+        raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
+
+
 class GPT(nn.Module):
     """`GPT(config)` for a new model, `GPT.from_pretrained(name)` for a trained one."""
 
@@ -253,13 +264,7 @@ class GPT(nn.Module):
         return x
 
     def _check_ids(self, idx):
-        if not isinstance(idx, torch.Tensor):
-            raise ValueError(
-                f"idx must be a tensor of token ids (B, T), got {idx!r:.60}; "
-                "model.tokenizer(text) gives the ids of a text"
-            )
-        if idx.ndim != 2 or idx.is_floating_point():
-            raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
+        check_shape(idx)
         T = idx.size(1)
         if not 0 < T <= self.block_size:
             raise ValueError(f"the input has {T} tokens; this model takes 1 to {self.block_size}")
@@ -279,6 +284,7 @@ class GPT(nn.Module):
             raise ValueError(
                 f"temperature must be above 0 and top_k from 1, got {temperature} and {top_k}"
             )
+        check_shape(idx)
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.block_size :])
             logits = logits[:, -1] / temperature  # (B,T,V) -> (B,V)

@@ -264,8 +264,9 @@ def test_sites_may_come_from_any_iterable_once(model, clean):
     ],
 )
 def test_an_input_that_is_no_token_ids_is_refused(model, idx, message):
-    with pytest.raises(ValueError, match=message):
-        model(idx)
+    for run in (model, lambda ids: model.generate(ids, 1)):
+        with pytest.raises(ValueError, match=message):
+            run(idx)
 
 
 @pytest.mark.parametrize("length", [0, 10])
