@@ -32,21 +32,29 @@ def read_corpus(name):
     """
     texts = []
     for path in _paths(name):
-        # To open a pipe would be to wait for someone who writes into it.
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is no regular file; give a text file")
         try:
-            texts.append(strip_licence(path.read_text(encoding="utf-8-sig")))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except ValueError as error:
             known = ", ".join([*CORPORA, "python"])
-            raise ValueError(
-                f"{name!r} is none of {known}, and {path} cannot be read as utf-8 text: {error}"
-            ) from error
+            raise ValueError(f"{name!r} is none of {known}, and {error}") from error
+        texts.append(strip_licence(text))
     if not any(texts):
         raise ValueError(
             f"{name!r} has no text; give a file with some, or a folder of such .txt files"
         )
     return texts
+
+
+def read_text(path):
+    """The text of a file in utf-8; ValueError if there is none."""
+    path = Path(path)
+    # To open a pipe would be to wait for someone who writes into it.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file; give a text file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as utf-8 text: {error}") from error
 
 
 def _paths(name):

@@ -21,6 +21,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 import numpy
 
+from experiments.corpora import read_text
 from experiments.induction_figures import (
     ATTENTION,
     CHANGES,
@@ -136,7 +137,7 @@ def report(name, output, text, length, bases, seed):
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     for file in (picture, curve_picture):
         figures.check_output(existing / file.name)
-    content = Path(text).read_text(encoding="utf-8") if text else None
+    content = read_text(text) if text else None
     # Before the model is read: a run that is still going on writes newer ones.
     last_step = max(steps_in(name), default=None)
     model = GPT.from_pretrained(name)

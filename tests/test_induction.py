@@ -1,6 +1,7 @@
 """Induction heads: scores and ablations against plain forwards, known heads, the command line."""
 
 import csv
+import os
 from dataclasses import replace
 
 import pytest
@@ -481,7 +482,8 @@ def test_the_command_takes_one_model_and_a_text(tmp_path):
     "flags, message",
     [
         (["--length", "9"], "2 to 8 tokens"),
-        (["--text", "missing.txt"], "missing.txt"),
+        (["--text", "missing.txt"], "missing.txt cannot be read as utf-8 text"),
+        (["--text", os.devnull], f"{os.devnull} is no regular file; give a text file"),
         (["--text", __file__], "this model has no tokenizer"),
     ],
 )
