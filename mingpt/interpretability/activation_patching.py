@@ -81,15 +81,20 @@ def patch_layers(
         raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
-    ends = sweep_ends(
+    vectors = sweep_ends(
         model, clean, corrupted, site, direction, each_position, max_tokens, "patching"
     )
-    is_single = not isinstance(clean_input, (list, tuple)) and len(clean) == 1
-    answers = torch.stack(answers, 1)  # (B,2)
-    tokens = token_texts(model, corrupted[0])
     ids = {"clean": clean, "corrupted": corrupted}
-    texts = {name: text_of(model, rows) or str(rows[0].tolist()) for name, rows in ids.items()}
-    return PatchingResult(model, ends, answers, tokens, texts, site, direction, is_single)
+    return PatchingResult(
+        model,
+        vectors,
+        answers=torch.stack(answers, 1),  # (B,2)
+        tokens=token_texts(model, corrupted[0]),
+        texts={name: text_of(model, rows) or str(rows[0].tolist()) for name, rows in ids.items()},
+        site=site,
+        direction=direction,
+        single=not isinstance(clean_input, (list, tuple)) and len(clean) == 1,
+    )
 
 
 @torch.no_grad()
@@ -108,8 +113,11 @@ def sweep_ends(
     # Left of the first difference the runs are the same, and a patch changes nothing.
     differs = (clean != corrupted).any(0)  # (T,)
     first = differs.nonzero()[0].item()
-    positions = list(range(first, len(differs))) if each_position else [first]
-    patched = partial_runs.patch_site(model, target, source[site], site, positions, each_position)
+    positions = [first]
+    if each_position:
+        positions = list(range(first, len(differs)))
+    new = source[site]
+    patched = partial_runs.patch_site(model, target, new, site, positions, each_position)
     ends = partial_runs.run_patched(model, target, patched, max_tokens, desc=desc)
 
     top = model.config.n_layer - 1
@@ -136,7 +144,9 @@ def _as_cells(ends, unpatched, first, each_position, site):
     cells = ends.permute(3, 0, 2, 1, 4)  # (B,L,R,T,C)
     if not each_position:
         cells = cells[:, :, :, 0]
-    return cells if site in SITES_WITH_HEADS else cells[:, :, 0]
+    if site not in SITES_WITH_HEADS:
+        cells = cells[:, :, 0]
+    return cells
 
 
 @torch.no_grad()
@@ -153,11 +163,21 @@ def patch_loop(model, clean_input, corrupted_input, target_token=None, corrupted
     T = clean.size(1)
     differences = []
     for cell in progress_bar(range(L * T), unit="patch"):
-        layer, position = divmod(cell, T)
-        new = clean_stream[layer][:, position]  # (1,C)
-        logits = _run_patch(model, corrupted, (layer, position, new))
-        differences.append(published_logit_diff(logits[0], *answers).item())
+        logits = _run_cell(model, corrupted, clean_stream, cell)
+        difference = published_logit_diff(logits, *answers)
+        differences.append(difference.item())
     return torch.tensor(differences, dtype=torch.float64).view(L, T)
+
+
+def _run_cell(model, corrupted, clean_stream, cell):
+    """Last-token logits (V,) of the corrupted ids (1,T) with the clean stream in one cell of L*T.
+
+    clean_stream: {layer: (1,T,C)}. Cells are counted from left to right, then from top to bottom.
+    """
+    layer, position = divmod(cell, corrupted.size(1))
+    new = clean_stream[layer][:, position]  # (1,C)
+    patch = Patch(layer, position, new)
+    return _run_patch(model, corrupted, patch)[0]
 
 
 @torch.no_grad()
@@ -177,11 +197,10 @@ def check_cells(model, clean, corrupted, result, count=2):
     deviations = []
     size = 0  # of the logits
     for cell in cells:
-        layer, position = divmod(cell, differences.size(1))
-        new = clean_stream[layer][:, position]  # (1,C)
-        logits = _run_patch(model, corrupted, (layer, position, new))
-        again = published_logit_diff(logits[0], *answers)
-        deviations.append(again.item() - differences[layer, position].item())
+        logits = _run_cell(model, corrupted, clean_stream, cell)
+        again = published_logit_diff(logits, *answers)
+        deviation = again.item() - differences.flatten()[cell].item()
+        deviations.append(deviation)
         size = max(size, logits.abs().max().item())
     largest = max(map(abs, deviations))
     spread = (differences.max() - differences.min()).item()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mingpt.interpretability import figures, readout, runs, web_pages
 from mingpt.interpretability.attention_explanation import explain_attention  # noqa: F401
 from mingpt.interpretability.attention_figure import draw_patterns
-from mingpt.interpretability.inputs import encode, encode_one, text_of, token_texts
+from mingpt.interpretability.inputs import check_head, encode, encode_one, text_of, token_texts
 from mingpt.interpretability.reports import name_model
 
 KINDS = (
@@ -91,16 +91,10 @@ def plot_all_heads(model, text, save_path=None, only=None):
 
 def _check_heads(model, T, only):
     """ValueError unless all heads, or the one named by only, can be drawn for T tokens."""
-    L = model.config.n_layer
-    H = model.config.n_head
-    count = L * H * T * T
+    count = model.config.n_layer * model.config.n_head * T * T
     what = "draw one head, or give fewer tokens"
     if only:
-        layer, head = only
-        if layer not in range(L) or head not in range(H):
-            raise ValueError(
-                f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
-            )
+        check_head(model, *only)
         count = T * T
         what = "give fewer tokens"
     if count > MAX_WEIGHTS:

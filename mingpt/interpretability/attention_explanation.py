@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mingpt.interpretability import figures, runs
-from mingpt.interpretability.inputs import encode_one, token_texts
+from mingpt.interpretability.inputs import check_head, encode_one, token_texts
 from mingpt.interpretability.partial_runs import written_by_heads
 from mingpt.interpretability.readout import wide_dtype
 
@@ -136,12 +136,7 @@ def explain_attention(model, text, layer, head, query, key, against=()):
 
 def _check_places(model, ids, layer, head, positions):
     """The positions, from 0; ValueError where there is no such score. The first is the query's."""
-    L = model.config.n_layer
-    H = model.config.n_head
-    if layer not in range(L) or head not in range(H):
-        raise ValueError(
-            f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
-        )
+    check_head(model, layer, head)
     T = ids.size(1)
     for position in positions:
         if position not in range(-T, T):

@@ -181,6 +181,16 @@ def _answer_id(model, answer, name):
     )
 
 
+def check_head(model, layer, head):
+    """ValueError if the model has no such head."""
+    L = model.config.n_layer
+    H = model.config.n_head
+    if layer not in range(L) or head not in range(H):
+        raise ValueError(
+            f"no head {layer}.{head}; the layers are 0 to {L - 1}, each with heads 0 to {H - 1}"
+        )
+
+
 class Component(NamedTuple):
     """A part of the model.
 

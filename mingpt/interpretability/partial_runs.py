@@ -150,30 +150,12 @@ def _through_block(model, base, layer, tails, last_only):
     z = []
     for tail_qkv, (position, tail) in zip(qkv, tails.items()):
         B, R, m, C = tail.shape
-        D = C // attn.n_head
-        heads = tail_qkv.view(B, R, -1, 3, attn.n_head, D)
+        heads = tail_qkv.view(B, R, -1, 3, attn.n_head, C // attn.n_head)
         q, k, v = heads.permute(3, 0, 4, 1, 2, 5)  # (BRn,3C) -> 3 x (B,H,R,n,D)
         q = q[:, :, :, -m:]  # (B,H,R,m,D)
-        base_k = base["k"][layer][:, :, :position]  # (B,H,p,D), p for position
+        base_k = base["k"][layer][:, :, :position]
         base_v = base["v"][layer][:, :, :position]
-        # Keys and values left of the tail are the base run's, the same for all R runs; those from
-        # the position on are each run's own. One softmax goes over both.
-        left = q.flatten(2, 3) @ base_k.mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
-        own = q @ k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)
-        # A single token, the last one, has no token in its future.
-        if m > 1:
-            future = torch.ones_like(own[0, 0, 0], dtype=torch.bool).triu(1)
-            own.masked_fill_(future, float("-inf"))
-        left = left.unflatten(2, (R, m))  # (B,H,Rm,p) -> (B,H,R,m,p)
-        scores = torch.cat((left, own), -1)  # (B,H,R,m,T)
-        del left, own  # the scores are the largest tensors under way
-        scores *= attn.scale
-        pattern = scores.softmax(-1)
-        del scores
-        to_left = pattern[..., :position].flatten(2, 3)
-        left_z = to_left @ base_v  # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D)
-        own_z = pattern[..., position:] @ v  # (B,H,R,m,n) @ (B,H,R,n,D) -> (B,H,R,m,D)
-        tail_z = left_z.unflatten(2, (R, m)) + own_z
+        tail_z = _attend(q, k, v, base_k, base_v, attn.scale)
         tail_z = tail_z.permute(0, 2, 3, 1, 4)  # (B,R,m,H,D)
         z.append(tail_z.reshape(-1, C))  # heads side by side again
 
@@ -182,6 +164,33 @@ def _through_block(model, base, layer, tails, last_only):
     sizes = [tail[..., 0].numel() for tail in tails.values()]
     pieces = zip(tails, x.split(sizes))
     return {position: piece.view_as(tails[position]) for position, piece in pieces}
+
+
+def _attend(q, k, v, base_k, base_v, scale):
+    """z (B,H,R,m,D) of the queries q of the last m tokens of a tail.
+
+    Keys and values left of the tail are the base run's, base_k and base_v (B,H,p,D), the same for
+    all R runs; those from the position p on, k and v (B,H,R,n,D), are each run's own. One softmax
+    goes over both.
+    """
+    R, m, _ = q.shape[2:]
+    left = q.flatten(2, 3) @ base_k.mT  # (B,H,Rm,D) @ (B,H,D,p) -> (B,H,Rm,p)
+    own = q @ k.mT  # (B,H,R,m,D) @ (B,H,R,D,n) -> (B,H,R,m,n)
+    # A single token, the last one, has no token in its future.
+    if m > 1:
+        future = torch.ones_like(own[0, 0, 0], dtype=torch.bool).triu(1)
+        own.masked_fill_(future, float("-inf"))
+    left = left.unflatten(2, (R, m))  # (B,H,Rm,p) -> (B,H,R,m,p)
+    scores = torch.cat((left, own), -1)  # (B,H,R,m,T)
+    del left, own  # the scores are the largest tensors under way
+    scores *= scale
+    pattern = scores.softmax(-1)
+    del scores
+    p = base_k.size(2)
+    to_left = pattern[..., :p].flatten(2, 3)
+    left_z = to_left @ base_v  # (B,H,Rm,p) @ (B,H,p,D) -> (B,H,Rm,D)
+    own_z = pattern[..., p:] @ v  # (B,H,R,m,n) @ (B,H,R,n,D) -> (B,H,R,m,D)
+    return left_z.unflatten(2, (R, m)) + own_z
 
 
 def _as_matrix(tails):
