@@ -41,21 +41,33 @@ def prune_edges(runs, smallest, max_tokens=4096):
         size = FEW
         while left:
             tried = left[: min(size, most)]
-            metrics = [run.try_without(mask, reader, tried) for run in batches]
-            metrics = torch.cat(metrics, 1).mean(1).tolist()  # (n,B), ... -> n numbers
-            gone = 0
-            while gone < len(tried) and metric - metrics[gone] < smallest:
-                metric = metrics[gone]
-                gone += 1
+            without = [run.try_without(mask, reader, tried) for run in batches]
+            without = torch.cat(without, 1)  # (n,B), ... -> (n,pairs)
+            metrics = [metric, *without.mean(1).tolist()]
+            gone = _count_gone(metrics, smallest)
+            metric = metrics[gone]
             for run in batches:
                 run.take_out(gone)
             mask[reader, tried[:gone]] = False
             left = left[gone:]
             size *= 2
             if gone < len(tried):
-                scores[reader, left.pop(0)] = metric - metrics[gone]
+                stays = left.pop(0)
+                scores[reader, stays] = metric - metrics[gone + 1]
                 size = FEW
     return scores, mask
+
+
+def _count_gone(metrics, smallest):
+    """How many edges can go, one after the other, up to the first that must stay.
+
+    metrics: with all edges, without the first, without the first two, ...
+    """
+    for gone, before in enumerate(metrics[:-1]):
+        drop = before - metrics[gone + 1]
+        if not drop < smallest:
+            return gone
+    return len(metrics) - 1
 
 
 class PrunedRun:
@@ -79,7 +91,8 @@ class PrunedRun:
         for node in range(self.nodes[reader], len(self.names)):
             readers = self.readers[node]
             is_first = reader in readers
-            if not is_first and not mask[readers][:, list(self.new)].any():
+            reads_change = mask[readers][:, list(self.new)].any()
+            if not is_first and not reads_change:
                 continue
             streams = [self._read(mask, other) for other in readers]
             if is_first:
@@ -109,10 +122,11 @@ class PrunedRun:
             stream = corrupted["resid_mid"][layer]
         else:
             stream = corrupted["resid_pre"][layer]
-        edges = mask[reader].nonzero()[:, 0].tolist()
-        stream = stream + self.change[edges].sum(0)
-        for sender in self.new.keys() & set(edges):
-            stream = stream + (self.new[sender] - self.change[sender])
+        senders = mask[reader].nonzero()[:, 0].tolist()
+        stream = stream + self.change[senders].sum(0)
+        for sender in self.new.keys() & set(senders):
+            difference = self.new[sender] - self.change[sender]
+            stream = stream + difference
         return stream
 
     def _write(self, reader, node, streams):
@@ -125,13 +139,15 @@ class PrunedRun:
             return block.mlp(block.ln_2(streams[0])) - corrupted["mlp_out"][layer]
         head = node - graph.first_sender(layer)
         attn = block.attn
-        parts = zip(streams, attn.c_attn.weight.chunk(3), attn.c_attn.bias.chunk(3))
+        by_head = (3, graph.n_head, -1)
+        weights = attn.c_attn.weight.unflatten(0, by_head)[:, head]  # (3C,C) -> (3,D,C)
+        biases = attn.c_attn.bias.unflatten(0, by_head)[:, head]  # (3C,) -> (3,D)
         qkv = []
-        for stream, weight, bias in parts:
-            own_weight = weight.chunk(graph.n_head)[head]  # (C,C) -> (D,C)
-            own_bias = bias.chunk(graph.n_head)[head]
-            qkv.append(F.linear(block.ln_1(stream), own_weight, own_bias))
+        for stream, weight, bias in zip(streams, weights, biases):
+            read = block.ln_1(stream)
+            qkv.append(F.linear(read, weight, bias))
         qkv = torch.broadcast_tensors(*qkv)  # (n,B,T,D)
         z = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
         change = z - corrupted["z"][layer][:, head]
-        return change @ attn.c_proj.weight.chunk(graph.n_head, dim=1)[head].T
+        weight = attn.c_proj.weight.chunk(graph.n_head, dim=1)[head]  # (C,C) -> (C,D)
+        return change @ weight.T

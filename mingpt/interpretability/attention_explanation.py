@@ -42,7 +42,11 @@ class AttentionExplanation:
         S = len(self.parts)
         flat = self.table.flatten()
         order = flat.abs().argsort(descending=True)[:count].tolist()
-        return [(self.parts[i // S], self.parts[i % S], flat[i].item()) for i in order]
+        found = []
+        for i in order:
+            row, column = divmod(i, S)
+            found.append((self.parts[row], self.parts[column], flat[i].item()))
+        return found
 
     def plot(self, path=None, count=12):
         """The matplotlib Figure of the parts with the largest entries; written to path if given.
@@ -58,7 +62,12 @@ class AttentionExplanation:
             f"{explained:.2f} of the score {self.score:.2f}"
         )
         figure = figures.draw_heatmap(
-            values.T, columns, title, "part of the score", rows, "what wrote the key"
+            values.T,
+            columns,
+            title,
+            quantity="part of the score",
+            rows=rows,
+            xlabel="what wrote the key",
         )
         figure.axes[0].set_ylabel("what wrote the query")
         return figures.shown(figure, path)
@@ -107,12 +116,14 @@ def explain_attention(model, text, layer, head, query, key, against=()):
     wide = wide_dtype(model)
 
     attn = model.transformer.h[layer].attn
+    by_head = (3, attn.n_head, -1)  # c_attn makes queries, keys and values
+    weights = attn.c_attn.weight.unflatten(0, by_head)[:, head]  # (3C,C) -> (3,D,C)
+    biases = attn.c_attn.bias.unflatten(0, by_head)[:, head]  # (3C,) -> (3,D)
 
-    def read(third, position):  # of c_attn, which makes queries, keys and values -> (S,D)
+    def read(third, position):  # -> (S,D)
         normed = _normed_parts(model, stored, ids, layer, position)  # (S,C)
-        rows = attn.c_attn.weight.chunk(3)[third].chunk(attn.n_head)[head]  # (D,C)
-        reading = normed @ rows.T.to(wide)
-        reading[-1] += attn.c_attn.bias.chunk(3)[third].chunk(attn.n_head)[head]
+        reading = normed @ weights[third].T.to(wide)  # (S,C) @ (C,D) -> (S,D)
+        reading[-1] += biases[third]
         return reading
 
     keys = read(1, key)
