@@ -30,14 +30,17 @@ def prune_edges(runs, smallest, max_tokens=4096):
     mask = graph.possible.clone()
     scores = torch.zeros(mask.shape)
     batches = [PrunedRun(base) for base in runs.batches]
-    most = max(1, max_tokens // max(base.batch.clean.numel() for base in runs.batches))
+    largest = max(base.batch.clean.numel() for base in runs.batches)
+    most = max(1, max_tokens // largest)
     metric = runs.unpatched()[0].mean().item()
-    readers = range(len(graph.readers))[::-1]
-    for reader in progress_bar(readers, desc="acdc", unit="reader"):
+    readers = reversed(range(len(graph.readers)))
+    for reader in progress_bar(list(readers), desc="acdc", unit="reader"):
         node = graph.nodes[reader]
-        if node != "logits" and not mask[:, graph.senders.index(node)].any():
-            mask[reader] = False  # what nobody reads need not read
-        left = mask[reader].nonzero()[:, 0].tolist()[::-1]
+        if node != "logits":
+            is_read = mask[:, graph.senders.index(node)].any()
+            mask[reader] &= is_read  # what nobody reads need not read
+        left = mask[reader].nonzero()[:, 0].tolist()
+        left.reverse()
         size = FEW
         while left:
             tried = left[: min(size, most)]
@@ -99,7 +102,8 @@ class PrunedRun:
                 place = readers.index(reader)
                 streams[place] = streams[place] - gone
             if self.names[node] == "logits":
-                return self.base.metric(streams[0][..., -1, :])
+                end = streams[0][..., -1, :]
+                return self.base.metric(end)
             self.new[node] = self._write(readers[0], node, streams)
         # The change came to nobody who reaches the logits.
         end = self._read(mask, -1)[None, :, -1]  # (1,B,C)
@@ -136,7 +140,8 @@ class PrunedRun:
         block = self.base.model.transformer.h[layer]
         corrupted = self.base.corrupted
         if len(streams) == 1:
-            return block.mlp(block.ln_2(streams[0])) - corrupted["mlp_out"][layer]
+            out = block.mlp(block.ln_2(streams[0]))
+            return out - corrupted["mlp_out"][layer]
         head = node - graph.first_sender(layer)
         attn = block.attn
         by_head = (3, graph.n_head, -1)

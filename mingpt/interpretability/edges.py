@@ -45,13 +45,16 @@ def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=40
 @torch.no_grad()
 def score_edges(bases, method, steps=5, max_tokens=4096):
     """edge_attribution of batches whose BaseRuns are there already: (R,S)."""
+    if method == "eap":
+        steps = 1
     scores = 0
     pairs = 0
     for base in bases:
         if method == "exact":
-            scores = scores + _exact_scores(base, max_tokens)
+            found = _exact_scores(base, max_tokens)
         else:
-            scores = scores + _gradient_scores(base, 1 if method == "eap" else steps)
+            found = _gradient_scores(base, steps)
+        scores = scores + found
         pairs += len(base.batch.clean)
     return scores / pairs
 
@@ -63,19 +66,20 @@ def _exact_scores(base, max_tokens):
     S = len(base.graph.senders)
     rows = []
     for layer in range(L):
-        senders = base.graph.first_sender(layer)
-        for role in "qkv":
+        below = base.graph.first_sender(layer)
+        # The MLP reads the heads of its own layer too.
+        for role, senders in (("q", below), ("k", below), ("v", below), ("mlp", below + H)):
             drops = _drops(base, layer, role, senders, max_tokens)
             rows.append(drops)
-        # The MLP reads the heads of its own layer too.
-        drops = _drops(base, layer, "mlp", senders + H, max_tokens)
-        rows.append(drops)
     # The logits read the stream after the last block.
     end = base.clean["resid_post"][L - 1][:, None]  # (B,1,T,C)
     streams = end - base.change.transpose(0, 1)  # (B,S,T,C)
     drops = _measure_drops(base, L, streams, max_tokens)
     rows.append(drops[None])
-    padded = [F.pad(row, (0, S - row.size(1))) for row in rows]
+    padded = []
+    for row in rows:
+        missing = S - row.size(1)
+        padded.append(F.pad(row, (0, missing)))
     return torch.cat(padded)
 
 
@@ -83,7 +87,8 @@ def _drops(base, layer, role, senders, max_tokens):
     """(n,senders): the drops for the first senders and n readers: the heads' q, or the MLP."""
     B, T = base.batch.clean.shape
     n = 1 if role == "mlp" else base.graph.n_head
-    at_once = max(1, max_tokens // (B * (T - base.first) * n))
+    tokens = B * (T - base.first) * n
+    at_once = max(1, max_tokens // tokens)
     columns = []
     for changes in base.change[:senders].split(at_once):
         streams = _corrupt_reads(base, layer, role, changes)
@@ -108,7 +113,8 @@ def _corrupt_reads(base, layer, role, changes):
     z = _attend_corrupted(base, layer, role, changes)
     change = z - base.clean["z"][layer]  # (s,B,H,T,D)
     # Heads do not read each other: what one changes, it writes into a run of its own.
-    written = partial_runs.written_by_heads(block.attn, change[..., tokens, :].flatten(0, 1))
+    change = change[..., tokens, :].flatten(0, 1)  # (sB,H,t,D)
+    written = partial_runs.written_by_heads(block.attn, change)
     written = written.unflatten(1, changes.shape[:2])  # (H,s,B,t,C)
     mid = mid + written.transpose(0, 2).flatten(1, 2)  # (B,s*H,t,C)
     return mid + block.mlp(block.ln_2(mid))
@@ -123,9 +129,13 @@ def _attend_corrupted(base, layer, role, changes):
     biases = attn.c_attn.bias.chunk(3)
     qkv = []
     for part, weight, bias in zip("qkv", weights, biases):
-        read = clean - changes if part == role else clean
-        heads = attn.split_heads(F.linear(block.ln_1(read), weight, bias))
-        qkv.append(heads.expand(len(changes), -1, -1, -1, -1))  # (s,B,H,T,D)
+        read = clean
+        if part == role:
+            read = clean - changes
+        written = F.linear(block.ln_1(read), weight, bias)
+        heads = attn.split_heads(written)
+        heads = heads.expand(len(changes), -1, -1, -1, -1)  # (s,B,H,T,D)
+        qkv.append(heads)
     return F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
 
 
@@ -140,7 +150,9 @@ def _measure_drops(base, start, streams, max_tokens):
         return {base.first: streams}
 
     def drop(ends):  # (B,R,1,C) -> (R,)
-        return intact - base.metric(partial_runs.last_token(ends)).sum(-1)
+        ends = partial_runs.last_token(ends)
+        metric = base.metric(ends)  # (R,B)
+        return intact - metric.sum(-1)
 
     patched = partial_runs.PatchedRuns([start], [base.first], streams.size(1), inject)
     drops = partial_runs.run_patched(base.model, base.clean, patched, max_tokens, drop)
@@ -185,8 +197,9 @@ def _score_rows(base, embeddings):
         by_qkv = torch.stack([by[role, layer] for role in "qkv"])
         qkv = qkv.unflatten(1, (n, -1))
         by_qkv = by_qkv.unflatten(1, (n, -1))
+        by_x = _back_to_stream(block, x, qkv, by_qkv)
         senders = graph.first_sender(layer)
-        yield multiply(_back_to_stream(block, x, qkv, by_qkv), senders)
+        yield multiply(by_x, senders)
         # The stream goes past the MLP too: what comes back besides, comes through the MLP.
         by_mlp = by["resid_mid", layer] - by["resid_post", layer]
         yield multiply(sum_runs(by_mlp), senders + graph.n_head)
@@ -211,10 +224,10 @@ def _run_with_gradient(base, embeddings):
             stream = block(stream, partial(keep, layer))
         ends = stream[:, -1].view_as(embeddings[:, :, -1])  # (nB,T,C) -> (n,B,C)
         metric = base.metric(ends).sum()
-    places = [place for place in found if place[0] in GRADIENT_SITES]
-    gradients = torch.autograd.grad(metric, [found[place] for place in places])
+    asked = {place: x for place, x in found.items() if place[0] in GRADIENT_SITES}
+    gradients = torch.autograd.grad(metric, list(asked.values()))
     found = {place: x.detach() for place, x in found.items()}
-    return found, dict(zip(places, gradients))
+    return found, dict(zip(asked, gradients))
 
 
 def _back_to_stream(block, x, qkv, by_qkv):
