@@ -60,12 +60,13 @@ def add_up(folder, work, keep_failures):
 
 
 def add_unpatched(unpatched, own):
+    """Add what one pair's unpatched runs say: unpatched as in Totals, own {name: its tensor}."""
     for name in ("clean", "corrupted"):
         unpatched.setdefault(name, Running()).add(own[name].double())
 
 
 def add_pair(totals, settings, own, one, same_length):
-    """Add one pair: own {name: its tensor}, one its Usable."""
+    """Add one pair's cells and edges: own {name: its tensor}, one its Usable."""
     places = places_of(one.roles, one.length, one.first, same_length)
     for site in settings["sites"]:
         totals.sites.setdefault(site, SiteSummary(site)).add(own[site], places)
@@ -97,6 +98,7 @@ def write_report(model, folder, totals, keep_failures):
 
 def draw(model, summary, kind, totals, path):
     """Write the picture of a site's means by one kind of place."""
+    # A column of few pairs beside columns of all of them would mislead.
     n = totals.unpatched["clean"].n
     places, mean, _ = summary.table(kind, n / 2)
     rows = None
@@ -115,10 +117,12 @@ def draw(model, summary, kind, totals, path):
 
 def edge_rows(graph, running):
     """[(sender, reader, mean, standard error)] of all edges, the largest |mean| first."""
+    error = running.error
     rows = []
     for r, s in graph.possible.nonzero().tolist():
-        numbers = running.mean[r, s].item(), running.error[r, s].item()
-        rows.append((graph.senders[s], graph.readers[r], *numbers))
+        sender = graph.senders[s]
+        reader = graph.readers[r]
+        rows.append((sender, reader, running.mean[r, s].item(), error[r, s].item()))
     return sorted(rows, key=lambda row: -abs(row[2]))
 
 
@@ -136,13 +140,14 @@ def print_report(model, settings, totals, keep_failures):
     """Print the unpatched runs, and the largest cells of each site and edges of each method."""
     n = totals.unpatched["clean"].n
     print(f"{n} pairs; logit(corrupted answer) - logit(clean answer), mean +- standard error")
-    for name, running in totals.unpatched.items():
-        print(f"  {name:9} {running.mean:8.3f} +- {running.error:.3f}")
+    print_unpatched(totals.unpatched)
     if totals.failures:
         what = "kept" if keep_failures else "left out"
-        failed = totals.failures["clean"]
-        print(f"  {what}: {failed.n} pairs on which the model prefers the wrong answer, clean ")
-        print(f"            {failed.mean:8.3f} +- {failed.error:.3f}")
+        failed = totals.failures["clean"].n
+        print(f"  {what}: {failed} pairs on which the model prefers the wrong answer")
+        print_unpatched(totals.failures)
+
+    # How far a cell moves the run that it is put into tells how much it carries.
     run_into = "corrupted" if settings["direction"] == "denoise" else "clean"
     unpatched = totals.unpatched[run_into].mean
     for site, summary in totals.sites.items():
@@ -154,6 +159,12 @@ def print_report(model, settings, totals, keep_failures):
         print(f"edges, {method}, the largest:")
         for sender, reader, mean, error in edge_rows(layout(model), running)[:SHOWN]:
             print(f"  {sender:>8} -> {reader:8} {mean:8.3f} +- {error:.3f}")
+
+
+def print_unpatched(unpatched):
+    """Print a line for the clean and one for the corrupted run."""
+    for name, running in unpatched.items():
+        print(f"  {name:9} {running.mean:8.3f} +- {running.error:.3f}")
 
 
 def largest_cells(summary, kind, unpatched, least):
