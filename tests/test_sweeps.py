@@ -178,9 +178,11 @@ def test_torchrun_makes_the_same_folder_as_one_process(file, tmp_path, count):
     one = [sys.executable, *module, str(tmp_path / "one")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     many = [*launcher, f"--nproc-per-node={count}", *module, str(tmp_path / "many")]
-    for command in (one, many):
+    for command in (one, many, many):
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
+    # The last start had nothing left to do, and one process said so.
+    assert ended.stdout.count("Wrote ") == 1
     assert_same(tmp_path / "many", tmp_path / "one")
 
 

@@ -56,18 +56,22 @@ def sweep(options):
 
     own = process.own(range(len(work)))
     total = sum(len(work[number]) for number in own)
+    has_worked = process.rank == 0
     with progress_bar(total=total, unit="pair", shown=process.rank == 0) as bar:
         for number in own:
             if folder.read(number) is None:
                 values = compute(model, work[number], sites, options.direction, methods)
                 folder.write(number, values)
+                has_worked = True
             bar.update(len(work[number]))
     missing = [number for number in range(len(work)) if not folder.path(number).exists()]
     if missing:
         print(f"{len(missing)} of {len(work)} shards are still to be done by other processes.")
         return
-    folder.tidy()
-    sweep_report.report(model, folder, work, options.failures == "keep")
+    # Where all was done before, the first process alone sums up.
+    if has_worked:
+        folder.tidy()
+        sweep_report.report(model, folder, work, options.failures == "keep")
 
 
 def read(model, options):
