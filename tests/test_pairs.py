@@ -128,7 +128,7 @@ def test_another_file_is_refused_with_what_it_has_and_what_is_known(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_pairs(write(tmp_path / name, *rows))
     for path in (tmp_path / "nowhere.csv", tmp_path):
-        with pytest.raises(ValueError, match="is no .jsonl, .json or .csv"):
+        with pytest.raises(ValueError, match="there is no file"):
             load_pairs(path)
 
 

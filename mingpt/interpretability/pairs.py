@@ -59,6 +59,9 @@ def load_pairs(path):
     auto-circuit: prompts with clean, corrupt, answers, wrong_answers; word_idxs are the roles;
     feature-circuits: clean_prefix, patch_prefix, clean_answer, patch_answer.
     """
+    # A folder, a pipe or nothing at all.
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}; give a file of pairs")
     rows = list(_read_rows(Path(path)))
     if not rows:
         raise ValueError(f"{path} has no pairs")
@@ -121,7 +124,8 @@ def usable_pairs(model, pairs, max_skipped=MAX_SKIPPED):
         first, reason = skipped[0]
         raise ValueError(
             f"{len(skipped)} of {len(pairs)} pairs cannot be used, more than {max_skipped:.0%}; "
-            f"the first, line {first.line}: {reason}"
+            f"the first, line {first.line}: {reason}\n"
+            "with a larger max_skipped the others are used, and skipped.jsonl lists these"
         )
     return usable, skipped
 

@@ -29,7 +29,12 @@ class ShardFolder:
         self.file = self.folder / "settings.json"
         if not self.file.exists():
             self._check_empty()
-            (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+            try:
+                (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"cannot write to {folder}: {error.strerror}; give another folder"
+                ) from error
             with atomic_write(self.file) as temporary:
                 temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         self._check_settings()
