@@ -20,7 +20,7 @@ from tests.test_attention_analysis import text_model
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "pairs"
 needs_samples = pytest.mark.skipif(
-    not SAMPLES.exists(), reason=f"the published numbers are not at {SAMPLES}"
+    not SAMPLES.exists(), reason=f"the samples of pairs are not at {SAMPLES}"
 )
 CLEAN = "Anna Lee met. Anna"
 CORRUPTED = "Anna Brown met. Anna"
