@@ -257,6 +257,7 @@ class Trainer:
         return bool(is_end)
 
     def _look_at_step(self):
+        """What the first process alone does after a step."""
         config = self.config
         if config.eval_interval and self.iter_num % config.eval_interval == 0:
             self.eval_loss = self.evaluate()

@@ -17,7 +17,7 @@ from mingpt.interpretability.circuits import edge_attribution, find_circuit
 from mingpt.interpretability.graph import layout, record_base_runs, run_circuit
 from mingpt.interpretability.tasks import Batch, load_task
 from mingpt.model import GPT, GPTConfig, Patch
-from tests.handmade import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, induction_model
+from tests.handmade import CIRCUIT, induction_model
 
 L, H, D, V, T = 3, 2, 5, 13, 6
 
@@ -210,13 +210,7 @@ def test_all_methods_agree_on_a_linear_model():
         assert scores.sub(exact).abs().max() < 1e-3 * exact.abs().max() and exact.abs().max() > 1e-2
 
 
-TRUE_EDGES = {
-    ("embed", "{}.{}.v".format(*PREVIOUS_TOKEN_HEAD)),
-    ("{}.{}".format(*PREVIOUS_TOKEN_HEAD), "{}.{}.k".format(*INDUCTION_HEAD)),
-    ("embed", "{}.{}.q".format(*INDUCTION_HEAD)),
-    ("embed", "{}.{}.v".format(*INDUCTION_HEAD)),
-    ("{}.{}".format(*INDUCTION_HEAD), "logits"),
-}
+TRUE_EDGES = set(CIRCUIT)
 
 
 @pytest.mark.parametrize("method", ["path_patching", "acdc"])

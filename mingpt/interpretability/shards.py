@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -71,7 +72,7 @@ class ShardFolder:
                 written = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError):
             return None
-        return tensors if written == _digest(tensors) else None
+        return tensors if written == digest(tensors) else None
 
     def write(self, number, tensors):
         """Write a shard, {name: tensor}."""
@@ -79,7 +80,7 @@ class ShardFolder:
         self._check_settings()
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with atomic_write(self.path(number)) as temporary:
-            save_file(tensors, temporary, {"sha256": _digest(tensors)})
+            save_file(tensors, temporary, {"sha256": digest(tensors)})
 
     def tidy(self):
         """Remove what killed processes left of shards; for when all shards are there."""
@@ -87,11 +88,12 @@ class ShardFolder:
             remove(path)
 
 
-def _digest(tensors):
-    """The sha256 of names, shapes and numbers."""
-    digest = hashlib.sha256()
+def digest(tensors):
+    """The sha256 of names, dtypes, shapes and numbers of {name: tensor}."""
+    hashed = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, since numpy has no bf16.
+        hashed.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    return hashed.hexdigest()

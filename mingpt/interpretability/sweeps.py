@@ -21,7 +21,7 @@ from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import edges, pairs, sweep_report
 from mingpt.interpretability.activation_patching import DIRECTIONS, sweep_ends
 from mingpt.interpretability.graph import record_base_runs
-from mingpt.interpretability.shards import ShardFolder
+from mingpt.interpretability.shards import ShardFolder, digest
 from mingpt.interpretability.tasks import TASKS, Batch
 from mingpt.model import GPT
 from mingpt.processes import this_process
@@ -45,7 +45,7 @@ def sweep(options):
     methods = [method for flag, method in EDGE_METHODS.items() if getattr(options, flag)]
     settings = {
         "model": options.model,
-        "weights": digest(model),
+        "weights": digest(model.state_dict()),
         "pairs": hashlib.sha256(repr([one.pair for one in usable]).encode()).hexdigest(),
         "sites": sites,
         "direction": options.direction,
@@ -79,15 +79,6 @@ def read(model, options):
     if options.pairs in TASKS:
         return pairs.draw_task(model, options.pairs, options.count)
     return pairs.load_pairs(options.pairs)
-
-
-def digest(model):
-    """The sha256 of the model's weights."""
-    hashed = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        hashed.update(name.encode())
-        hashed.update(weight.cpu().contiguous().view(torch.uint8).numpy())
-    return hashed.hexdigest()
 
 
 def cut(usable):
