@@ -15,6 +15,7 @@ from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.common import CheckFailed
 from mingpt.interpretability import partial_runs
 from mingpt.interpretability.activation_patching import (
+    Sweep,
     ablate_component,
     ablate_heads,
     attribution_patching,
@@ -125,6 +126,28 @@ def test_any_shape_length_difference_and_bound_equals_the_loop(data):
     assert_equals_loop(
         model, clean, corrupted, site, direction, draw(st.booleans()), draw(st.integers(1, 80))
     )
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", SITES)
+def test_layers_positions_and_heads_that_run_by_themselves_equal_the_whole_sweep(site, direction):
+    model = make_model()
+    clean, corrupted = pairs(2, 6, [[2], [1, 4]])
+    whole = patch_layers(model, clean, corrupted, RIGHT, WRONG, site, direction).vectors["patched"]
+    at_once = patch_layers(model, clean, corrupted, RIGHT, WRONG, site, direction, False)
+    at_once = at_once.vectors["patched"]
+    if site not in SITES_WITH_HEADS:
+        whole = whole[:, :, None]
+        at_once = at_once[:, :, None]
+
+    sweep = Sweep(model, clean, corrupted, site, direction)
+    assert list(sweep.positions) == [1, 2, 3, 4, 5]
+    assert_close = torch.testing.assert_close
+    assert_close(sweep.with_unchanged(sweep.run([1, 3], list(sweep.positions))), whole[:, [1, 3]])
+    assert_close(sweep.run([2], [3, 5]), whole[:, [2]][..., [3, 5], :])
+    assert_close(sweep.run([0, 1])[:, :, :, 0], at_once[:, :2])
+    if site in SITES_WITH_HEADS:
+        assert_close(sweep.run([3], [4], head=1), whole[:, [3], 1:2, 4:5])
 
 
 def test_a_batch_of_pairs_equals_pair_by_pair():

@@ -76,14 +76,10 @@ def patch_layers(
     -> PatchingResult. Cost: 2 passes and the tails of the patched runs. Equals one patched pass per
     cell, to rounding.
     """
-    check_site(site)
-    if direction not in DIRECTIONS:
-        raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
-    vectors = sweep_ends(
-        model, clean, corrupted, site, direction, each_position, max_tokens, "patching"
-    )
+    sweep = Sweep(model, clean, corrupted, site, direction)
+    vectors = sweep.vectors(each_position, max_tokens, "patching")
     ids = {"clean": clean, "corrupted": corrupted}
     return PatchingResult(
         model,
@@ -97,56 +93,74 @@ def patch_layers(
     )
 
 
-@torch.no_grad()
-def sweep_ends(
-    model, clean, corrupted, site, direction, each_position=True, max_tokens=4096, desc=None
-):
-    """{"clean", "corrupted": (B,C), "patched": (B,cells,C)}: last vectors, after the final norm.
+class Sweep:
+    """The patched runs of B pairs, all of them or some layers and positions at a time.
 
-    clean, corrupted: ids (B,T), of pairs that differ. Else as patch_layers, whose sweep it is.
+    clean, corrupted: ids (B,T), of pairs that differ. Cost: 2 passes; it keeps their activations.
     """
-    ids = {"clean": clean, "corrupted": corrupted}
-    source_name, target_name = DIRECTIONS[direction]
-    sites = {site, *partial_runs.base_sites(site)}
-    source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
 
-    # Left of the first difference the runs are the same, and a patch changes nothing.
-    differs = (clean != corrupted).any(0)  # (T,)
-    first = differs.nonzero()[0].item()
-    positions = [first]
-    if each_position:
-        positions = list(range(first, len(differs)))
-    new = source[site]
-    patched = partial_runs.patch_site(model, target, new, site, positions, each_position)
-    ends = partial_runs.run_patched(model, target, patched, max_tokens, desc=desc)
+    @torch.no_grad()
+    def __init__(self, model, clean, corrupted, site, direction):
+        check_site(site)
+        if direction not in DIRECTIONS:
+            raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
+        source_name, target_name = DIRECTIONS[direction]
+        ids = {"clean": clean, "corrupted": corrupted}
+        sites = {site, *partial_runs.base_sites(site)}
+        source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
+        self.model = model
+        self.site = site
+        self.new = source[site]  # {layer: tensor}, what is put in
+        self.base = target  # {site: {layer: tensor}} of the run that it is put into
+        # Left of the first difference the runs are the same, and a patch changes nothing.
+        differs = (clean != corrupted).any(0)  # (T,)
+        self.positions = range(differs.nonzero()[0].item(), len(differs))
+        top = model.config.n_layer - 1
+        self.unpatched = {  # {"clean", "corrupted": (B,C)}: last vectors, after the final norm
+            source_name: model.transformer.ln_f(source["resid_post"][top][:, -1]),  # (B,T,C)
+            target_name: model.transformer.ln_f(target["resid_post"][top][:, -1]),
+        }
+        self.target = self.unpatched[target_name]
 
-    top = model.config.n_layer - 1
-    vectors = {
-        source_name: source["resid_post"][top][:, -1],  # (B,T,C) -> (B,C)
-        target_name: target["resid_post"][top][:, -1],
-    }
-    vectors["patched"] = _as_cells(ends, vectors[target_name], first, each_position, site)
-    vectors = {name: model.transformer.ln_f(ends) for name, ends in vectors.items()}
-    check_finite(*vectors.values())
-    return vectors
+    @torch.no_grad()
+    def run(self, layers=None, positions=None, head=None, max_tokens=4096, desc=None):
+        """(B,layers,R,positions,C): last vectors, after the final norm, of one run a cell.
 
+        layers: ascending; None for all. positions: those that are patched, each by itself; None for
+        all at once, which is one. head: one, at a site with heads; None for each by itself, R = H,
+        and for sites without heads, R = 1. The rest as in patch_layers.
+        """
+        each_position = positions is not None
+        if not each_position:
+            positions = [self.positions[0]]
+        patched = partial_runs.patch_site(
+            self.model, self.base, self.new, self.site, positions, each_position, layers, head
+        )
+        ends = partial_runs.run_patched(self.model, self.base, patched, max_tokens, desc=desc)
+        ends = self.model.transformer.ln_f(ends.permute(3, 0, 2, 1, 4))  # of (L,P,R,B,C)
+        check_finite(ends)
+        return ends
 
-def _as_cells(ends, unpatched, first, each_position, site):
-    """(B,L,H,T,C) of run_patched's (L,P,R,B,C); without H or T where there are none.
+    def vectors(self, each_position=True, max_tokens=4096, desc=None):
+        """{"clean", "corrupted": (B,C), "patched": (B,cells,C)} of all cells; see PatchingResult.
 
-    Left of the first position, which is where the texts begin to differ, a patch puts in what was
-    there: those cells are the unpatched run's end (B,C).
-    """
-    if each_position:
-        L, _, R, _, _ = ends.shape
-        same = unpatched.expand(L, first, R, -1, -1)
-        ends = torch.cat((same, ends), 1)  # (L,T,R,B,C)
-    cells = ends.permute(3, 0, 2, 1, 4)  # (B,L,R,T,C)
-    if not each_position:
-        cells = cells[:, :, :, 0]
-    if site not in SITES_WITH_HEADS:
-        cells = cells[:, :, 0]
-    return cells
+        Cost: the tails of the patched runs.
+        """
+        positions = list(self.positions) if each_position else None
+        ends = self.run(None, positions, None, max_tokens, desc)  # (B,L,R,P,C)
+        ends = self.with_unchanged(ends) if each_position else ends[:, :, :, 0]
+        if self.site not in SITES_WITH_HEADS:
+            ends = ends[:, :, 0]
+        return self.unpatched | {"patched": ends}
+
+    def with_unchanged(self, ends):
+        """(B,l,R,T,C) of the ends (B,l,R,P,C) at all positions that a patch can change.
+
+        Before them a patch puts in what was there: those cells are the unpatched run's end.
+        """
+        B, layers, R, _, _ = ends.shape
+        same = self.target.view(B, 1, 1, 1, -1).expand(-1, layers, R, self.positions[0], -1)
+        return torch.cat((same, ends), 3)
 
 
 @torch.no_grad()

@@ -198,24 +198,26 @@ def _as_matrix(tails):
     return torch.cat([tail.flatten(0, 2) for tail in tails.values()])
 
 
-def patch_site(model, base, new, site, positions, each_position=True):
-    """The PatchedRuns in which `site` of one layer is replaced by `new`, for every layer.
+def patch_site(model, base, new, site, positions, each_position=True, layers=None, head=None):
+    """The PatchedRuns in which `site` of one layer is replaced by `new`, for each of the layers.
 
     new: {layer: the site's tensor over all positions}. A run takes what is at its position, or with
-    each_position=False all from its position on. At the sites with heads there are R = H runs, one
-    for each head; else R = 1.
+    each_position=False all from its position on. layers: ascending; None for all. At the sites with
+    heads there are R = H runs, one for each head, or the one of `head`; else R = 1.
     """
-    L = model.config.n_layer
+    layers = range(model.config.n_layer) if layers is None else layers
     # The block above a run's start is the first that reads what was patched.
     above = 0 if site == "resid_pre" else 1
-    starts = [layer + above for layer in range(L)]
-    R = model.config.n_head if site in SITES_WITH_HEADS else 1
+    starts = [layer + above for layer in layers]
+    chosen = slice(None) if head is None else slice(head, head + 1)
+    R = model.config.n_head if head is None and site in SITES_WITH_HEADS else 1
 
     def inject(start, positions):
         layer = start - above
 
         def replace(rows, columns=slice(None)):  # (B,R,rows,C)
-            return patched_stream(model, base, layer, site, new[layer], rows, columns)
+            streams = patched_stream(model, base, layer, site, new[layer], rows, columns)
+            return streams[:, chosen]
 
         if not each_position:
             return {position: replace(slice(position, None)) for position in positions}

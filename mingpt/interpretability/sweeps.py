@@ -19,7 +19,7 @@ import torch
 from mingpt.common import atomic_write, check_device, command_parser, progress_bar, run_command
 from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import edges, pairs, sweep_report
-from mingpt.interpretability.activation_patching import DIRECTIONS, sweep_ends
+from mingpt.interpretability.activation_patching import DIRECTIONS, Sweep
 from mingpt.interpretability.graph import record_base_runs
 from mingpt.interpretability.shards import ShardFolder, digest
 from mingpt.interpretability.tasks import TASKS, Batch
@@ -103,8 +103,8 @@ def compute(model, shard, sites, direction, methods):
     batch = Batch(*map(torch.cat, zip(*batches)))
     values = {}
     for site in sites:
-        ends = sweep_ends(model, batch.clean, batch.corrupted, site, direction)
-        for name, vectors in ends.items():  # (B,cells,C), or (B,C)
+        sweep = Sweep(model, batch.clean, batch.corrupted, site, direction)
+        for name, vectors in sweep.vectors().items():  # (B,cells,C), or (B,C)
             answers = batch.direction.view(len(shard), *[1] * (vectors.ndim - 2), -1)
             difference = -(vectors.to(answers.dtype) * answers).sum(-1).cpu()
             values[site if name == "patched" else name] = difference
