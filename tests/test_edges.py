@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mingpt.interpretability import edges
-from mingpt.interpretability.graph import layout
+from mingpt.interpretability.graph import layout, record_base_runs
 from tests.test_circuits import D, H, T, V, drop_by_patched_forwards, make_batch, make_model
 
 
@@ -42,3 +42,15 @@ def test_exact_scores_are_right_where_the_texts_begin_alike(first):
         right = drop_by_patched_forwards(model, batch, graph.senders[s], graph.readers[r])
         assert scores[r, s].item() == pytest.approx(right, abs=1e-12)
     assert not scores[~graph.possible].any()
+
+
+@pytest.mark.parametrize("max_tokens", [7, 4096])
+def test_the_pieces_of_the_exact_scores_have_every_edge_once(max_tokens):
+    """They come one after the other, so that one can say how far it is, and stop."""
+    model = make_model()
+    base = record_base_runs(model, make_batch(model))
+    count = torch.zeros(base.graph.possible.shape)
+    for readers, senders, drops in edges.exact_pieces(base, max_tokens):
+        assert count[readers, senders].shape == drops.shape
+        count[readers, senders] += 1
+    assert count.equal(base.graph.possible.float())

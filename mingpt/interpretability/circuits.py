@@ -52,7 +52,7 @@ def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
     _check_options(method, threshold, n_edges)
     runs = record_task(model, task)
     clean, corrupted = runs.unpatched()
-    _check_answers(clean, corrupted)
+    check_answers(clean, corrupted)
     smallest = threshold * (clean - corrupted).mean().item()
     graph = runs.graph
     if method == "acdc":
@@ -77,7 +77,7 @@ def _check_options(method, threshold, n_edges):
         )
 
 
-def _check_answers(clean, corrupted):
+def check_answers(clean, corrupted):
     """ValueError unless the metric (pairs,) says that the model does the task, of clean texts."""
     right = clean > 0
     if not right.float().mean() > 0.5:

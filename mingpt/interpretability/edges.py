@@ -61,40 +61,49 @@ def score_edges(bases, method, steps=5, max_tokens=4096):
 
 def _exact_scores(base, max_tokens):
     """(R,S), summed over the pairs: each edge is patched in a run of its own."""
-    L = base.graph.n_layer
-    H = base.graph.n_head
-    S = len(base.graph.senders)
-    rows = []
+    scores = base.unpatched().new_zeros(base.graph.possible.shape)
+    for readers, senders, drops in exact_pieces(base, max_tokens):
+        scores[readers, senders] = drops
+    return scores
+
+
+@torch.no_grad()
+def exact_pieces(base, max_tokens=4096):
+    """Yield the exact scores of some edges after the other: (readers, senders, drops).
+
+    readers, senders: slices of (R,S); drops: (r,s), summed over the pairs.
+    """
+    graph = base.graph
+    L = graph.n_layer
+    H = graph.n_head
     for layer in range(L):
-        below = base.graph.first_sender(layer)
+        below = graph.first_sender(layer)
+        first = graph.first_reader(layer)
+        for role in "qkv":
+            readers = slice(first, first + H)
+            yield from _drops(base, layer, role, readers, below, max_tokens)
+            first += H
         # The MLP reads the heads of its own layer too.
-        for role, senders in (("q", below), ("k", below), ("v", below), ("mlp", below + H)):
-            drops = _drops(base, layer, role, senders, max_tokens)
-            rows.append(drops)
+        readers = slice(first, first + 1)
+        yield from _drops(base, layer, "mlp", readers, below + H, max_tokens)
     # The logits read the stream after the last block.
     end = base.clean["resid_post"][L - 1][:, None]  # (B,1,T,C)
     streams = end - base.change.transpose(0, 1)  # (B,S,T,C)
     drops = _measure_drops(base, L, streams, max_tokens)
-    rows.append(drops[None])
-    padded = []
-    for row in rows:
-        missing = S - row.size(1)
-        padded.append(F.pad(row, (0, missing)))
-    return torch.cat(padded)
+    yield slice(-1, None), slice(None), drops[None]
 
 
-def _drops(base, layer, role, senders, max_tokens):
-    """(n,senders): the drops for the first senders and n readers: the heads' q, or the MLP."""
+def _drops(base, layer, role, readers, senders, max_tokens):
+    """exact_pieces of the first senders and some readers: the layer's heads' q, or its MLP."""
     B, T = base.batch.clean.shape
-    n = 1 if role == "mlp" else base.graph.n_head
+    n = readers.stop - readers.start
     tokens = B * (T - base.first) * n
     at_once = max(1, max_tokens // tokens)
-    columns = []
-    for changes in base.change[:senders].split(at_once):
-        streams = _corrupt_reads(base, layer, role, changes)
+    for first in range(0, senders, at_once):
+        some = slice(first, min(first + at_once, senders))
+        streams = _corrupt_reads(base, layer, role, base.change[some])
         drops = _measure_drops(base, layer + 1, streams, max_tokens)
-        columns.append(drops.view(-1, n))
-    return torch.cat(columns).T  # (senders,n) -> (n,senders)
+        yield readers, some, drops.view(-1, n).T  # (s,n) -> (n,s)
 
 
 def _corrupt_reads(base, layer, role, changes):
