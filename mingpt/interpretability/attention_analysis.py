@@ -62,31 +62,40 @@ def plot_all_heads(model, text, save_path=None, only=None):
     """
     if save_path:
         figures.check_output(save_path, (*figures.SUFFIXES, ".html"))
+    if str(save_path).endswith(".html"):
+        return web_pages.save_page("attention", page_data(model, text, only), save_path)
     ids = encode_one(model, text)
-    _check_heads(model, ids.size(1), only)
-    patterns = extract_attention(model, ids).cpu().float()  # (L,H,T,T)
-    L, H = patterns.shape[:2]
-    heads = [f"{layer}.{head}" for layer, head in product(range(L), range(H))]
-    title = f"{name_model(model)}: every head, as layer.head"
-    if only:
-        layer, head = only
-        patterns = patterns[layer, head][None, None]  # (T,T) -> (1,1,T,T)
-        heads = [f"{layer}.{head}"]
-        title = f"{name_model(model)}: head {layer}.{head}"
-    tokens = token_texts(model, ids[0])
-    if not str(save_path).endswith(".html"):
-        labels = figures.token_labels(tokens)
-        return figures.shown(draw_patterns(patterns, labels, title), save_path)
+    patterns, heads = _named_patterns(model, ids, only)
+    shown = f"head {heads[0]}" if only else "every head, as layer.head"
+    labels = figures.token_labels(token_texts(model, ids[0]))
+    figure = draw_patterns(patterns, labels, f"{name_model(model)}: {shown}")
+    return figures.shown(figure, save_path)
 
-    data = {
+
+def page_data(model, text, only=None):
+    """What a page shows of plot_all_heads: a dict of texts, names, and weights to 0.001."""
+    ids = encode_one(model, text)
+    patterns, heads = _named_patterns(model, ids, only)
+    tokens = web_pages.page_texts(token_texts(model, ids[0]))
+    return {
         "model": name_model(model),
         "text": text_of(model, ids),
-        "tokens": [f"{t} {token}" for t, token in enumerate(web_pages.page_texts(tokens))],
+        "tokens": [f"{t} {token}" for t, token in enumerate(tokens)],
         "heads": heads,
         "across": patterns.size(1),
         "weights": web_pages.pack_patterns(patterns),
     }
-    return web_pages.save_page("attention", data, save_path)
+
+
+def _named_patterns(model, ids, only):
+    """(patterns, names) of all heads, (L,H,T,T), or of the one named by only, (1,1,T,T)."""
+    _check_heads(model, ids.size(1), only)
+    patterns = extract_attention(model, ids).cpu().float()  # (L,H,T,T)
+    if only:
+        layer, head = only
+        return patterns[layer, head][None, None], [f"{layer}.{head}"]
+    L, H = patterns.shape[:2]
+    return patterns, [f"{layer}.{head}" for layer, head in product(range(L), range(H))]
 
 
 def _check_heads(model, T, only):
