@@ -259,6 +259,19 @@ def test_a_circuit_says_what_each_edge_is_worth(handmade):
     }
 
 
+def test_an_edge_that_is_taken_out_takes_with_it_what_it_connected(handmade):
+    """Without its last step the head 1.2 is read by nobody, and neither is what it reads."""
+    without = handmade.without([("1.2", "logits")])
+    assert without.edges == []
+    assert without.faithfulness() == 0
+    assert {edge[:2] for edge in handmade.edges} == TRUE_EDGES  # it is as it was
+    lost = handmade.faithfulness() - handmade.without([("embed", "1.2.q")]).faithfulness()
+    assert lost == pytest.approx(handmade.minimality()["embed", "1.2.q"], abs=1e-9)
+    for edge in (("1.2", "mlp 9"), ("logits", "1.2.q")):
+        with pytest.raises(ValueError, match="no edge from '.*' to '.*'; an edge goes from embed"):
+            handmade.without([edge])
+
+
 def test_the_base_runs_are_computed_once_a_task(monkeypatch):
     """acdc and all measures of a circuit use one run of its pairs, clean and corrupted ones side
     by side.

@@ -193,6 +193,19 @@ class Circuit:
         masks = [self._top(size) for size in sizes if size <= self._n_scored()]
         return [(int(mask.sum()), runs.share(mask)) for mask in masks]
 
+    def without(self, edges):
+        """A Circuit without some edges, [(sender, reader)], and without what they connected."""
+        graph = self.runs.graph
+        mask = self.mask.clone()
+        for sender, reader in edges:
+            if sender not in graph.senders or reader not in graph.readers:
+                raise ValueError(
+                    f"no edge from {sender!r} to {reader!r}; an edge goes from embed, 3.5 or mlp 3 "
+                    "to 3.5.q (or .k or .v), mlp 3 or logits"
+                )
+            mask[graph.readers.index(reader), graph.senders.index(sender)] = False
+        return replace(self, mask=connected(graph, mask))
+
     def smaller(self, faithfulness=0.9):
         """A Circuit of few edges that is this faithful, not guaranteed to be the smallest.
 
