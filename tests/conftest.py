@@ -1,6 +1,9 @@
 """What several test files use."""
 
 import shutil
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +45,31 @@ def set_window(browser):
 
     yield set_size
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture(scope="session")
+def explorer():
+    """The explorer, served with the model `names`: .port, .token, .address (with the token)."""
+    pytest.importorskip("uvicorn", reason="needs requirements-explorer.txt")
+    from mingpt.explorer.app import build_app
+    from mingpt.explorer.models import Models
+    from mingpt.explorer.serving import Server, listen
+    from mingpt.explorer.worker import Worker
+
+    models = Models()
+    models.read("names")
+    worker = Worker()
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        token = "a-token-of-the-tests"
+        server = Server(build_app(models, worker, token, "127.0.0.1", port), worker.stop)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        address = f"http://127.0.0.1:{port}/?token={token}"
+        yield SimpleNamespace(
+            port=port, token=token, address=address, models=models, worker=worker, server=server
+        )
+        server.end()
+        thread.join()

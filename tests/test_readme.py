@@ -126,7 +126,11 @@ def test_the_dependencies_are_the_same_in_all_places():
     listed = re.search(r"^dependencies = \[\n(.*?)^\]", pyproject, re.M | re.S)[1]
     assert listed.replace('"', "").replace(",\n", "\n").split() == required
     named = re.findall(r"`(\w+)`\s\(", section("Dependencies"))
-    assert named == [re.match(r"\w+", line)[0] for line in required] + ["tokenizers"]
+    explorer = (ROOT / "requirements-explorer.txt").read_text().split()
+    names = [re.match(r"\w+", line)[0] for line in (*required, "tokenizers", *explorer)]
+    assert named == names
+    extra = re.search(r"^explorer = \[(.*)\]$", pyproject, re.M)[1]
+    assert extra.replace('"', "").split(", ") == explorer
 
 
 def test_the_version_has_one_source_that_needs_no_installation():

@@ -1,0 +1,101 @@
+"""Explore two texts in the browser: what of one run changes the answer of the other?
+
+    python -m mingpt.explorer
+
+serves a page on this machine, prints its address, and opens it. Ctrl-C ends it.
+"""
+
+import os
+import secrets
+import sys
+import threading
+import webbrowser
+from importlib.util import find_spec
+
+from mingpt.common import command_parser, run_command
+from mingpt.hub import MODEL_HELP, find_model
+
+NEEDED = ("starlette", "uvicorn")  # beyond the project's own requirements
+PORT = 8427
+
+
+def main(arguments=None):
+    """The exit code: 2 after a message that says what to change, 130 after Ctrl-C."""
+    return run_command(serve, parse(arguments))
+
+
+def parse(arguments):
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help=f"{MODEL_HELP}; may be given several times, the first is shown; default: names",
+    )
+    parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s, or the next")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine")
+    parser.add_argument("--no-browser", action="store_true", help="print the address, no more")
+    return parser.parse_args(arguments)
+
+
+def serve(options):
+    """Serve the page until Ctrl-C."""
+    check(options)
+    # Only here, where it is known that they are there.
+    from mingpt.explorer.app import build_app
+    from mingpt.explorer.guard import is_loopback, is_unspecified
+    from mingpt.explorer.models import Models
+    from mingpt.explorer.serving import Server, listen
+    from mingpt.explorer.worker import Worker
+
+    models = Models(options.model)
+    models.read(models.start)
+    with listen(options.host, options.port) as listener:
+        port = listener.getsockname()[1]
+        if options.port not in (0, port):
+            print(f"Port {options.port} is taken; this is port {port}.", file=sys.stderr)
+        if not is_loopback(options.host):
+            print(WARNING, file=sys.stderr)
+        worker = Worker()
+        token = secrets.token_urlsafe(32)
+        server = Server(build_app(models, worker, token, options.host, port), worker.stop)
+        name = "127.0.0.1" if is_unspecified(options.host) else options.host
+        name = f"[{name}]" if ":" in name else name
+        address = f"http://{name}:{port}/?token={token}"
+        print(f"The explorer is at {address}\nCtrl-C ends it.", flush=True)
+        if not options.no_browser and has_screen():
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+WARNING = (
+    "Warning: whoever can reach this machine can reach this server. The token in the address is "
+    "all that keeps others out, and it goes over the network unencrypted. From another machine "
+    "open the address with this machine's own address in numbers in it."
+)
+
+
+def check(options):
+    """ValueError, or ImportError, where an option cannot be used or a package is missing."""
+    missing = [package for package in NEEDED if find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"the explorer needs {' and '.join(missing)}; run "
+            f"pip install {' '.join(NEEDED)}, or pip install -r requirements-explorer.txt"
+        )
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"a port is a number from 0 to 65535, got {options.port}")
+    for name in options.model:
+        find_model(name)
+
+
+def has_screen():
+    """False where a browser would be one of text, in this very terminal."""
+    is_bare = sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    return not is_bare
+
+
+if __name__ == "__main__":
+    sys.exit(main())

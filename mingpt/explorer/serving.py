@@ -1,0 +1,75 @@
+"""The address that the explorer is served at, and the server itself, which rests when nothing is
+asked and ends at once."""
+
+import asyncio
+import socket
+
+import uvicorn
+
+PORTS_TO_TRY = 20
+MOST_CONNECTIONS = 64
+
+
+def listen(host, port):
+    """A socket that listens at the port, or where it is taken at one of the next.
+
+    port: 0 for any free one. ValueError where there is none, or no such host.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(
+            f"this machine has no address {host!r} ({error.strerror}); leave --host out"
+        ) from error
+    for candidate in range(port, min(port + PORTS_TO_TRY, 65536)):
+        try:
+            return socket.create_server((address[0], candidate), family=family)
+        except OSError as error:
+            fault = error.strerror or error
+    raise ValueError(
+        f"no port from {port} to {candidate} of {host} can be used ({fault}); "
+        "choose another one with --port"
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, but at rest it does not wake up ten times a second, and it ends at once."""
+
+    def __init__(self, app, on_end):
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        super().__init__(config)
+        self.on_end = on_end  # called before the connections are closed
+        self.loop = None
+        self.is_over = asyncio.Event()
+
+    async def main_loop(self):
+        self.loop = asyncio.get_running_loop()
+        # A signal may have come before there was a loop to tell.
+        if not self.should_exit:
+            await self.is_over.wait()
+        self.on_end()
+
+    def handle_exit(self, sig, frame):
+        super().handle_exit(sig, frame)
+        self.end()
+
+    def end(self):
+        """End it; from any thread."""
+        self.should_exit = True
+        self.force_exit = True
+        if self.loop:
+            self.loop.call_soon_threadsafe(self.is_over.set)

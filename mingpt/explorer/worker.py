@@ -1,0 +1,175 @@
+"""The one thread that computes, so that the server can always answer.
+
+A request becomes a Job: a generator of events runs in the thread, and its events go as lines of
+JSON to whoever reads them in the event loop. Between two events the thread looks whether somebody
+still wants to know: a newer request of the same lane (what one part of a page shows), or a closed
+connection, cancels a job. With nothing to do the thread waits, and does no work at all.
+"""
+
+import asyncio
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+
+MOST_JOBS = 32  # waiting and running, of all pages together
+MOST_UNREAD = 256  # events that a page has not read yet
+PATIENCE = 10  # seconds for which the thread waits for such a page
+FAULT = "the explorer has a fault; its terminal says more"
+
+
+class Full(Exception):
+    """There are too many jobs."""
+
+
+class Cache:
+    """What was computed for a model, to be used again: the newest few results, by their key."""
+
+    def __init__(self, size=8):
+        self.size = size
+        self.values = OrderedDict()
+
+    def get(self, key, make):
+        """The value of the key; where there is none, make() is called and kept."""
+        if key not in self.values:
+            self.values[key] = make()
+        self.values.move_to_end(key)
+        if len(self.values) > self.size:
+            self.values.popitem(last=False)
+        return self.values[key]
+
+
+def as_line(event):
+    """An event as a line of JSON, bytes."""
+    try:
+        text = json.dumps(event, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:  # which would be taken for the user's own mistake
+        raise RuntimeError("an event has a number that is no number") from error
+    return text.encode() + b"\n"
+
+
+def explain(error):
+    """The sentence that a page shows for an error; one of ours is told in full on stderr."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "this needs more memory than is free; take shorter texts or a smaller model"
+    traceback.print_exception(error)
+    return FAULT
+
+
+class Job:
+    """A request that is being answered; its lines are read in the event loop that made it."""
+
+    def __init__(self, key):
+        self.key = key
+        self.is_cancelled = False
+        self.generate = None
+        self.loop = asyncio.get_running_loop()
+        self.unread = asyncio.Queue()
+        self.room = threading.Semaphore(MOST_UNREAD)
+        self.began = time.perf_counter()
+
+    def send(self, event):
+        """Give an event to the reader, from any thread."""
+        if not self.room.acquire(timeout=PATIENCE):
+            self.is_cancelled = True
+        self._put(as_line(event))
+
+    def end(self, event):
+        """Give the last event to the reader."""
+        self._put(as_line(event))
+        self._put(None)
+
+    def cancel(self):
+        """Stop, now or at the next event."""
+        self.is_cancelled = True
+        self.generate = None
+        self.room.release()
+        self.end({"cancelled": True})
+
+    def _put(self, line):
+        try:
+            self.loop.call_soon_threadsafe(self.unread.put_nowait, line)
+        except RuntimeError:  # the loop is closed: nobody reads
+            self.is_cancelled = True
+
+    async def lines(self):
+        """The lines as they come, up to the last."""
+        while (line := await self.unread.get()) is not None:
+            self.room.release()
+            yield line
+
+    def run(self):
+        """Compute, in the worker's thread."""
+        generate = self.generate
+        if generate is None:  # it was cancelled
+            return
+        events = generate()
+        try:
+            for event in events:
+                if self.is_cancelled:
+                    return
+                # An empty event is a breath, in which to look whether to go on.
+                if event:
+                    self.send(event)
+            self.end({"end": True, "seconds": round(time.perf_counter() - self.began, 4)})
+        except Exception as error:
+            self.end({"error": explain(error)})
+        finally:
+            events.close()
+
+
+class Worker:
+    """The thread and its jobs. All methods are called in the event loop."""
+
+    def __init__(self):
+        self.jobs = {}  # {(tab, lane): Job}, all that have not ended
+        self.queue = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self.thread.start()
+
+    def open(self, tab, lane):
+        """A Job, which cancels the older one of the same lane; Full if there are too many."""
+        key = (tab, lane)
+        self.close(self.jobs.get(key))
+        if len(self.jobs) >= MOST_JOBS:
+            raise Full("the explorer has too much to do; wait a moment, or close other tabs")
+        self.jobs[key] = Job(key)
+        return self.jobs[key]
+
+    def start(self, job, generate):
+        """Compute what generate() yields as soon as the thread is free."""
+        job.generate = generate
+        self.queue.put(job)
+
+    def close(self, job):
+        """The job has ended, or nobody wants to know; None is no job."""
+        if job is None:
+            return
+        job.cancel()
+        if self.jobs.get(job.key) is job:
+            del self.jobs[job.key]
+
+    def stop(self):
+        """Cancel everything, and end the thread; waits for what it is at, a second at most."""
+        for job in list(self.jobs.values()):
+            self.close(job)
+        self.queue.put(None)
+        self.thread.join(timeout=1)
+
+    def _work(self):
+        lower_priority()
+        while (job := self.queue.get()) is not None:
+            job.run()
+            del job  # while waiting, keep nothing
+
+
+def lower_priority():
+    """Let the browser and the server go first, where a thread can have a priority of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
