@@ -1,13 +1,14 @@
 """Pages to look around in: a file each, which needs no network and shows itself in a notebook.
 
-pages/<name>.html is a page as it is written, with a mark where its data comes; what all pages share
-stands in pages/common.css and pages/common.js. No page has an id or a global name, so that several
-can stand in one document.
+pages/<name>.html is a page as it is written, with a mark where its data comes, and a mark such as
+/* heatmap.js */ for each file of pages/ that it shares with other pages and with the explorer. No
+page has an id or a global name, so that several can stand in one document.
 """
 
 import base64
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +43,18 @@ def save_page(name, data, path):
     # Escaped, so that no text in the data can end the script element or begin another.
     text = text.replace("<", r"\u003c")
     page = (FOLDER / f"{name}.html").read_text(encoding="utf-8")
-    for shared in ("common.css", "common.js"):
-        page = page.replace(f"/* {shared} */", (FOLDER / shared).read_text(encoding="utf-8"), 1)
+    page = re.sub(r"^/\* (\w+\.(?:css|js)) \*/$", _shared, page, flags=re.MULTILINE)
     # Last, so that no mark is looked for in the data.
     page = page.replace('"DATA"', text, 1)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Page(Path(path))
+
+
+def _shared(mark):
+    """The file that a mark names; a module without imports and exports, as one scope holds all."""
+    text = (FOLDER / mark[1]).read_text(encoding="utf-8").rstrip("\n")
+    return re.sub(r"^(import .*\n|export )", "", text, flags=re.MULTILINE)
 
 
 def _round(tensor):
