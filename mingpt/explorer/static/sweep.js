@@ -1,0 +1,239 @@
+// The Patch tab: what a patch of each cell does to the answer. A heatmap that grows as its rows are computed.
+
+import { ask, cancel } from "./api.js";
+import { add } from "./common.js";
+import { heatmap } from "./heatmap.js";
+import { decimalsFor, drawLegend, scaleOf, written } from "./scale.js";
+import { known, learn, pairFields, set, state, subscribe } from "./state.js";
+import { rounded } from "./common.js";
+
+const MOST_WORDS = 24; // columns; in narrower cells numbers could not be read
+const DIRECTIONS = {
+  denoise: ["clean \u2192 corrupted", "Denoise: put what the clean run has into the corrupted run. What suffices?", "clean", "corrupted"],
+  noise: ["corrupted \u2192 clean", "Noise: put what the corrupted run has into the clean run. What is needed?", "corrupted", "clean"],
+};
+const parts = {};
+let table = null; // the heatmap, and what it was drawn for
+let drawn = "";
+let pointed = null; // [row, column]
+
+const hasHeads = site => known.facts.sites.find(({ name }) => name === site)?.has_heads;
+const fields = () => ({
+  ...pairFields(), site: state.site, direction: state.direction, measure: state.measure, at: state.at,
+});
+
+export function start(panel) {
+  addControls(add(panel, "div", "", "toolbar"));
+  const split = add(panel, "div", "", "split");
+  const left = add(split, "section", "", "map");
+  left.setAttribute("aria-label", "Heatmap");
+  parts.legend = add(left, "div", "", "legend");
+  parts.readout = add(left, "p", "", "readout");
+  parts.readout.setAttribute("aria-live", "polite");
+  parts.map = add(left, "div");
+  parts.detail = add(split, "section");
+  parts.detail.id = "detail";
+  parts.detail.tabIndex = -1;
+  parts.detail.setAttribute("aria-label", "The chosen cell");
+  left.addEventListener("keydown", goUp);
+  parts.detail.addEventListener("keydown", goUp);
+  subscribe(["loaded", "model", "clean", "corrupted", "clean_answer", "corrupted_answer", "site", "direction",
+    "measure", "at"], run);
+  // What another tab did not wait for.
+  subscribe(["tab"], () => { if (state.tab === "patch" && !known.sweep?.done) run(); });
+  subscribe(["sweep"], showSweep);
+  subscribe(["cells"], showSelected);
+  return () => known.sweep?.done && !known.pair.problem ? { of: "sweep", ...known.sweep.body } : null;
+}
+
+// --- The controls.
+
+function addControls(box) {
+  parts.site = addSelect(box, "Site", "site", changes => ({ ...changes, at: null, cells: [] }));
+  parts.direction = addDirections(box);
+  parts.measure = addSelect(box, "Measure", "measure");
+  parts.crumb = add(box, "button", "", "crumb");
+  parts.crumb.addEventListener("click", () => set({ at: null, cells: [] }));
+  subscribe(["facts"], () => {
+    for (const { name, about } of known.facts.sites) {
+      const option = add(parts.site, "option", name);
+      option.title = about;
+    }
+    for (const { name, title } of known.facts.measures) add(parts.measure, "option", title).value = name;
+  });
+  subscribe(["facts", "site", "direction", "measure", "at"], showControls);
+}
+
+function addSelect(box, title, name, more = changes => changes) {
+  const field = add(box, "div", "", "field");
+  const label = add(field, "label", title);
+  const select = add(field, "select");
+  select.id = `choose-${name}`;
+  label.htmlFor = select.id;
+  select.addEventListener("change", () => set(more({ [name]: select.value })));
+  return select;
+}
+
+function addDirections(box) {
+  const group = add(box, "div", "", "segments");
+  group.setAttribute("role", "radiogroup");
+  group.setAttribute("aria-label", "What is put where");
+  for (const name in DIRECTIONS) {
+    const label = add(group, "label");
+    const [title, hint] = DIRECTIONS[name];
+    label.title = hint;
+    const button = add(label, "input");
+    Object.assign(button, { type: "radio", name: "direction", value: name });
+    add(label, "span", title);
+    button.addEventListener("change", () => set({ direction: name }));
+  }
+  return group;
+}
+
+function showControls() {
+  if (!known.facts) return;
+  parts.site.value = state.site;
+  parts.site.title = known.facts.sites.find(({ name }) => name === state.site)?.about ?? "";
+  parts.measure.value = state.measure;
+  for (const button of parts.direction.querySelectorAll("input")) button.checked = button.value === state.direction;
+  parts.crumb.hidden = !state.at;
+  if (state.at) parts.crumb.textContent = `\u2190 all heads (this is head ${state.at.layer}.${state.at.head})`;
+}
+
+// --- Asking.
+
+async function run() {
+  if (!known.facts || known.loaded?.name !== state.model) return;
+  const body = fields();
+  let sweep = null;
+  const last = await ask("sweep", body, event => {
+    if (event.tokens) learn({ pair: event });
+    else if (event.answers) {
+      sweep = begin(event, body);
+      learn({ pair: { ...known.pair, ...event } });
+      // The other tabs need the pair alone; the one worker is theirs then.
+      if (state.tab !== "patch") cancel("sweep");
+    } else {
+      event.layers.forEach((row, i) => { sweep.values[row] = event.values[i]; });
+      learn({ sweep: { ...sweep } });
+    }
+  });
+  if (last.error) learn({ pair: { ...noTokens, ...known.pair, problem: last.error } });
+  if (last.end && sweep) learn({ sweep: { ...sweep, done: true } });
+}
+
+const noTokens = { tokens: { clean: [], corrupted: [] }, differs: [], first: null };
+
+function begin({ rows, columns, first, quantity, unpatched }, body) {
+  const values = rows.map(() => columns.map(() => null));
+  return { body, rows, columns, first, quantity, unpatched, values, done: false };
+}
+
+// --- The heatmap.
+
+const showsHeads = sweep => hasHeads(sweep.body.site) && !sweep.body.at;
+const isGrey = (sweep, column) => !showsHeads(sweep) && column < sweep.first;
+
+function reasonFor(sweep, column) {
+  if (!isGrey(sweep, column)) return "";
+  return `Position ${column} stands left of the first difference (position ${sweep.first}): up to there both runs are the `
+    + "same, so a patch would put in what is there already.";
+}
+
+function draw(sweep) {
+  const options = {
+    label: "What the answer is with each cell patched", corner: sweep.body.at ? "head" : "layer",
+    rows: sweep.rows.map(String), columns: sweep.columns.map(String),
+    compact: sweep.columns.length > MOST_WORDS,
+    grey: (_, column) => reasonFor(sweep, column),
+    onPoint: point, onEnter: enter,
+  };
+  if (!showsHeads(sweep)) options.onSelect = select;
+  options.scale = scaleOf([sweep]).stops;
+  table = heatmap(parts.map, options);
+  pointed = null;
+}
+
+// What the old heatmap has stays until a row of the new one comes; in the same cells, row by row.
+function showSweep() {
+  const { sweep } = known;
+  const { site, at, measure } = sweep.body;
+  const shape = JSON.stringify([sweep.rows, sweep.columns, sweep.first, site, at, measure]);
+  if (shape !== drawn) draw(sweep);
+  drawn = shape;
+  const scale = scaleOf([sweep]), decimals = decimalsFor(scale);
+  table.range(scale.low, scale.high);
+  sweep.values.forEach((values, row) => {
+    const isOld = values.every(value => value === null);
+    table.cells[row][0].parentElement.classList.toggle("stale", isOld);
+    if (isOld) return;
+    const words = sweep.columns.length <= MOST_WORDS ? values.map(value => rounded(value, decimals)) : undefined;
+    table.fill(row, values, words);
+  });
+  drawLegend(parts.legend, scale, sweep.unpatched, sweep.quantity);
+  showSelected();
+  showReadout();
+}
+
+const placeOf = ({ layer, position }) => [state.at ? 0 : layer, position];
+
+function cellAt([row, column]) {
+  if (state.at) return { layer: state.at.layer, position: column, head: state.at.head };
+  return { layer: row, position: column, head: null };
+}
+
+function showSelected() {
+  if (!table) return;
+  const places = state.cells.map(placeOf).filter(([row, column]) => table.cells[row]?.[column]);
+  table.select(places);
+}
+
+function point(row, column) {
+  pointed = [row, column];
+  showReadout();
+}
+
+function select(places) {
+  set({ cells: places.map(cellAt) }, { live: "cells" });
+}
+
+function enter(row, column) {
+  if (showsHeads(known.sweep)) return set({ at: { layer: row, head: column }, cells: [] });
+  const cell = cellAt([row, column]), [chosen, ...others] = state.cells;
+  const isChosen = chosen && !others.length && JSON.stringify(chosen) === JSON.stringify(cell);
+  if (isChosen) parts.detail.focus();
+  else set({ cells: [cell] });
+}
+
+// Escape: from the detail to its cell, from there to no cell, from a head's positions to all heads.
+function goUp(event) {
+  if (event.key !== "Escape" || !table) return;
+  if (parts.detail.contains(event.target)) {
+    const [row, column] = placeOf(state.cells[0] ?? { layer: 0, position: 0 });
+    table.cells[row]?.[column]?.focus();
+  } else if (state.cells.length) set({ cells: [] });
+  else if (state.at) set({ at: null });
+}
+
+function showReadout() {
+  const { sweep } = known;
+  parts.readout.replaceChildren();
+  if (!pointed) {
+    add(parts.readout, "span", "Point at a cell to read it, click it to look inside.", "note");
+    return;
+  }
+  const [row, column] = pointed, value = sweep.values[row]?.[column];
+  const reason = reasonFor(sweep, column);
+  if (reason) return void add(parts.readout, "span", reason);
+  const number = typeof value === "number" ? written(value) : "\u2026";
+  add(parts.readout, "b", number, "number value");
+  add(parts.readout, "span", ` ${whatWasPut(sweep, row, column)}`);
+}
+
+function whatWasPut({ body, columns }, row, column) {
+  const [, , from, to] = DIRECTIONS[body.direction];
+  const where = body.at || !hasHeads(body.site)
+    ? `layer ${body.at ? body.at.layer : row}${body.at ? `, head ${body.at.head},` : ""} at position ${columns[column]}`
+    : `head ${row}.${column} at all positions`;
+  return `the ${from} run\u2019s ${body.site} of ${where} put into the ${to} run`;
+}
