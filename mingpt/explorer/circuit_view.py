@@ -1,0 +1,120 @@
+"""Which edges carry the difference between two texts, and what are some of them worth?
+
+The sign is that of the circuits: positive = towards the clean answer.
+"""
+
+import torch
+
+from mingpt.explorer.requests import number, one_of, read_pair
+from mingpt.interpretability import tasks
+from mingpt.interpretability.circuits import Circuit, check_answers, first_edges
+from mingpt.interpretability.edges import exact_pieces, score_edges
+from mingpt.interpretability.graph import layout, record_task
+
+METHODS = ("eap", "exact")
+MOST_EDGES = 400  # that are shown, and that a circuit can have here
+MOST_BYTES = 2**30  # that the base runs of a pair may take
+AT_ONCE = 512  # tokens under way: few, so that a search can be stopped soon
+QUANTITY = (
+    "logit(clean answer) - logit(corrupted answer), in logits; the score of an edge is how much of "
+    "it is lost when this edge alone carries the corrupted run's value: positive = the edge "
+    "supports the clean answer"
+)
+
+
+def circuit(model, body, cache):
+    """Yield how far the search is; then the largest edges, and the metric of the two runs."""
+    found = yield from find_edges(model, body, cache)
+    clean, corrupted = found.runs.unpatched()[:, 0].tolist()
+    yield {
+        "edges": [edge._asdict() for edge in found.edges],
+        "total": int(found.runs.graph.possible.sum()),
+        "clean": clean,
+        "corrupted": corrupted,
+        "quantity": QUANTITY,
+    }
+
+
+def faithfulness(model, body, cache):
+    """Yield which of the `size` largest edges, without the removed ones, connect, and their worth.
+
+    As shares of the fall from the clean to the corrupted metric, and as the metric itself.
+    """
+    size, removed = read_choice(body)
+    found = yield from find_edges(model, body, cache)
+    smaller = [edge[:2] for edge in found.edges[size:]]
+    chosen = found.without(smaller + removed)
+    kept = {edge[:2] for edge in chosen.edges}
+    share = chosen.faithfulness()
+    clean, corrupted = found.runs.unpatched()[:, 0].tolist()
+    yield {
+        "edges": [i for i, edge in enumerate(found.edges) if edge[:2] in kept],
+        "faithfulness": share,
+        "metric": corrupted + share * (clean - corrupted),
+    }
+
+
+def read_choice(body):
+    """(size, [(sender, reader)] of the edges that are taken out) of a request."""
+    size = number(body, "size", 1, MOST_EDGES)
+    try:
+        removed = [(edge["sender"], edge["reader"]) for edge in body.get("removed", [])]
+    except (TypeError, KeyError):
+        raise ValueError(
+            'removed must be a list of edges, such as {"sender": "embed", "reader": "3.5.q"}'
+        ) from None
+    return size, removed
+
+
+def find_edges(model, body, cache):
+    """Yield how far it is; comes back: the Circuit of the pair's largest edges, connected or not.
+
+    A pair's edges are scored once for each method; its runs are held until another pair comes.
+    """
+    pair = read_pair(model, body)
+    method = one_of(body, "method", METHODS)
+    texts = (pair.clean, pair.corrupted)
+    answers = [ids.item() for ids in pair.answers]
+    batch = tasks.read_pair(model, (*texts, *answers))
+    key = str([*(ids.tolist() for ids in texts), answers])
+    check_memory(model, batch.clean.size(1))
+    held = cache.get("base runs", dict)
+    if key not in held:
+        held.clear()
+        held[key] = record_task(model, [batch])
+    runs = held[key]
+    check_answers(*runs.unpatched())
+    scores = cache.get(f"edges {key}", dict)
+    if method not in scores:
+        yield {"share": 0.0}
+        scores[method] = yield from score(runs, method)
+    mask = first_edges(runs.graph, scores[method].abs(), MOST_EDGES)
+    return Circuit(model, runs, mask, scores[method], method)
+
+
+def check_memory(model, T):
+    """ValueError where the runs of two texts of T tokens would take too much memory."""
+    config = model.config
+    # As record_base_runs says.
+    vectors = len(layout(model).senders) + 14 * config.n_layer
+    most = MOST_BYTES // (4 * config.n_embd * vectors)
+    if most < T:
+        raise ValueError(
+            f"a circuit of this model takes texts of up to {most} tokens, got {T}: what each part "
+            "writes is kept for every token; take shorter texts or a smaller model"
+        )
+
+
+def score(runs, method):
+    """Yield the share that is done; what comes back are the scores of all edges, (R,S)."""
+    base = runs.batches[0]
+    if method == "eap":
+        return score_edges([base], method).cpu()
+    scores = torch.zeros(base.graph.possible.shape)
+    total = base.graph.possible.sum().item()
+    done = 0
+    for readers, senders, drops in exact_pieces(base, AT_ONCE):
+        scores[readers, senders] = drops.cpu().to(scores.dtype)
+        done += drops.numel()
+        yield {"share": done / total}
+    return scores
