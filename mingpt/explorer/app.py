@@ -13,13 +13,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mingpt.explorer import facts, models, requests
+from mingpt.explorer import attention_view, circuit_view, facts, models, requests
 from mingpt.explorer.guard import Guard
 from mingpt.explorer.worker import FAULT, Full
 
 # {name in a request: the generator function}
 VIEWS = {
     "model": models.describe,
+    "attention": attention_view.attention,
+    "explain": attention_view.explain,
+    "circuit": circuit_view.circuit,
+    "faithfulness": circuit_view.faithfulness,
 }
 OWN_FILES = Path(__file__).with_name("static")
 # What the pages of the analyses draw with, the explorer draws with too.
