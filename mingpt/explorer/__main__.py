@@ -7,10 +7,15 @@ serves a page on this machine, prints its address, and opens it. Ctrl-C ends it.
 
 import os
 import secrets
+import signal
 import sys
 import threading
 import webbrowser
 from importlib.util import find_spec
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # While the imports below take their seconds, Ctrl-C ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from mingpt.common import command_parser, run_command
 from mingpt.hub import MODEL_HELP, find_model

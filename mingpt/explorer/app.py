@@ -4,7 +4,6 @@ A view is a generator function view(model, body, cache) that yields dicts. Its e
 they are computed; the last line says how it ended.
 """
 
-import asyncio
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from starlette.routing import Route
 
 from mingpt.explorer import attention_view, circuit_view, facts, models, requests
 from mingpt.explorer.guard import Guard
-from mingpt.explorer.worker import FAULT, Full
+from mingpt.explorer.worker import FAULT, Full, as_line
 
 # {name in a request: the generator function}
 VIEWS = {
@@ -80,27 +79,24 @@ class Explorer:
     async def lines(self, job, name, body):
         """The lines of an answer; who stops listening cancels it."""
         try:
-            load = asyncio.create_task(self.prepare(job, name, body))
+            if name == "facts":
+                yield as_line(facts.describe(self.models))
+                job.end({"end": True, "seconds": 0})
+            else:
+                async for event in self.models.load(body.get("model")):
+                    yield as_line(event)
+                    if job.is_cancelled:
+                        break
+                else:
+                    loaded = self.models.get(body["model"])
+                    view = partial(VIEWS[name], loaded.model, body, loaded.cache)
+                    self.worker.start(job, view)
             async for line in job.lines():
                 yield line
-        finally:
-            load.cancel()
-            self.worker.close(job)
-
-    async def prepare(self, job, name, body):
-        """Bring the model, then have the worker compute the view."""
-        if name == "facts":
-            job.send(facts.describe(self.models))
-            job.end({"end": True, "seconds": 0})
-            return
-        try:
-            async for event in self.models.load(body.get("model")):
-                job.send(event)
         except ValueError as error:
-            job.end({"error": str(error)})
-            return
-        loaded = self.models.get(body["model"])
-        self.worker.start(job, partial(VIEWS[name], loaded.model, body, loaded.cache))
+            yield as_line({"error": str(error)})
+        finally:
+            self.worker.close(job)
 
 
 async def refuse(request, error):
@@ -122,4 +118,6 @@ def build_app(models, worker, token, host, port):
         Route("/api/{view}", explorer.view, methods=["POST"]),
     ]
     handlers = {HTTPException: refuse, Exception: fail}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), token, host, port)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return Guard(app, token, host, port)

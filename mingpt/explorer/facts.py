@@ -1,5 +1,6 @@
 """What the page must know at first: models, sites, measures, and pairs of texts to begin with."""
 
+from mingpt.explorer.models import title
 from mingpt.sites import SITES, SITES_WITH_HEADS
 
 ABOUT_SITES = {
@@ -75,15 +76,15 @@ def describe(models):
     """The answer to a request for `facts`; models: a Models."""
     fields = ("title", "clean", "corrupted", "clean_answer", "corrupted_answer", "models")
     measures = []
-    for name, (title, low, high, diverging) in MEASURES.items():
-        facts = {"name": name, "title": title, "low": low, "high": high, "diverging": diverging}
+    for name, (words, low, high, diverging) in MEASURES.items():
+        facts = {"name": name, "title": words, "low": low, "high": high, "diverging": diverging}
         measures.append(facts)
     sites = []
     for name in SITES:
         has_heads = name in SITES_WITH_HEADS
         sites.append({"name": name, "has_heads": has_heads, "about": ABOUT_SITES[name]})
     return {
-        "models": [{"name": name, "title": title} for name, title in models.titles.items()],
+        "models": [{"name": name, "title": title(name)} for name in models.names],
         "start": models.start,
         "sites": sites,
         "measures": measures,

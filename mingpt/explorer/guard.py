@@ -98,10 +98,11 @@ class Guard:
 
     def brings_token(self, scope):
         """True for the printed address, False for one without a token; else a Refusal."""
-        tokens = parse_qs(scope["query_string"], keep_blank_values=True).get(b"token", [])
+        query = scope["query_string"].decode("latin-1")
+        tokens = parse_qs(query, keep_blank_values=True).get("token", [])
         if scope["path"] != "/" or not tokens:
             return False
-        if not hmac.compare_digest(tokens[0], self.token):
+        if not hmac.compare_digest(tokens[0].encode(), self.token):
             raise Refusal(403, "wrong token: open the address that the terminal printed last")
         return True
 
@@ -170,16 +171,21 @@ def check_post(headers):
 
 async def read_body(receive, headers):
     """The bytes of a request, counted as they come; None if the connection is closed before."""
+    too_large = Refusal(413, f"a request may have {LARGEST_BODY:,} bytes; shorten the texts")
     announced = headers.get("content-length", "0")
+    # Its length first: of very many digits Python makes no number.
+    if len(announced) > len(str(LARGEST_BODY)) or int(announced) > LARGEST_BODY:
+        raise too_large
     body = bytearray()
     is_whole = False
     while not is_whole:
-        if len(body) > LARGEST_BODY or not announced.isdecimal() or int(announced) > LARGEST_BODY:
-            raise Refusal(413, f"a request may have {LARGEST_BODY:,} bytes; shorten the texts")
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         body += message.get("body", b"")
+        # What was announced need not be true, and with chunks nothing is.
+        if len(body) > LARGEST_BODY:
+            raise too_large
         is_whole = not message.get("more_body", False)
     return bytes(body)
 

@@ -29,14 +29,18 @@ def _count(config):
     return sum(map(prod, stored_shapes(config).values()))
 
 
-def check_fits(name, config):
+def check_fits(name, config, going=()):
     """ValueError if the model's weights are larger than the memory that is free.
 
-    Where nobody says how much is free, they may be tried.
+    going: the configurations of models that make room for it. Where nobody says how much is free,
+    it may be tried.
     """
     needed = BYTES * count_weights(config) + ROOM
     free = free_memory()
-    if free is not None and needed > free:
+    if free is None:
+        return
+    free += BYTES * sum(map(count_weights, going))
+    if needed > free:
         raise ValueError(
             f"{name} needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
             "take a smaller model, or close other programs"

@@ -17,13 +17,8 @@ from mingpt.explorer.memory import check_fits
 from mingpt.explorer.worker import Cache, explain
 from mingpt.model import GPT
 
-OFFERED = {
-    "names": "names, the embedded model",
-    "gpt2": "gpt2, 124 M parameters",
-    "gpt2-medium": "gpt2-medium, 355 M",
-    "gpt2-large": "gpt2-large, 774 M",
-    "gpt2-xl": "gpt2-xl, 1.6 G",
-}
+# {name: millions of parameters}, beside the models that the command names.
+OFFERED = {"names": 2.6, "gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
 MOST = 2  # models that stay in the memory
 BETWEEN = 0.1  # seconds between two looks at how far a model is
 
@@ -63,7 +58,7 @@ class Models:
     """The models that may be chosen, by name; load() and get() are called in the event loop."""
 
     def __init__(self, given=()):
-        self.titles = {name: OFFERED.get(name, name) for name in (*given, *OFFERED)}
+        self.names = list(dict.fromkeys((*given, *OFFERED)))
         self.start = next(iter(given), "names")
         self.loaded = OrderedDict()  # {name: Loaded}, the latest used last
         self.under_way = {}  # {name: Loading}
@@ -71,21 +66,29 @@ class Models:
 
     async def load(self, name):
         """Yields {"stage", "share"} until the model is there; ValueError if it cannot be."""
-        if not isinstance(name, str) or name not in self.titles:
+        if not isinstance(name, str) or name not in self.names:
             raise ValueError(f"no model {name!r:.80}; those to choose from are in the page's list")
         if name in self.loaded:
             return
         loading = self.under_way.get(name) or self._begin(name)
+        told = None
         while loading.thread.is_alive():
-            yield loading.event()
+            event = loading.event()
+            # Said when it changes: a page shows it until the next.
+            if event != told:
+                yield event
+            told = event
             await asyncio.sleep(BETWEEN)
         if loading.error:
             raise ValueError(loading.error)
 
     def get(self, name):
         """The Loaded of a model that load() has brought."""
+        loaded = self.loaded.get(name)
+        if loaded is None:
+            raise ValueError(f"{name} has made room for another model; ask again")
         self.loaded.move_to_end(name)
-        return self.loaded[name]
+        return loaded
 
     def _begin(self, name):
         loading = Loading(name)
@@ -109,15 +112,20 @@ class Models:
         files = hub.find_model(name)
         config = pretrained.read_config(pretrained.required(files, "config.json"))
         # Before a long download, and again when it is over.
-        check_fits(name, config)
+        check_fits(name, config, self._room_to_make())
         self._download(name, files, loading)
         with self.reading:
             loading.stage = f"reading the weights of {name}"
             loading.size = None
-            check_fits(name, config)
+            check_fits(name, config, self._room_to_make())
             while len(self.loaded) >= MOST:
                 self.loaded.popitem(last=False)
             self.loaded[name] = Loaded(GPT.from_pretrained(name), Cache())
+
+    def _room_to_make(self):
+        """The sizes of the models that would go for another one."""
+        going = list(self.loaded.values())[: len(self.loaded) - MOST + 1]
+        return [loaded.model.config for loaded in going]
 
     def _download(self, name, files, loading):
         """Bring the weights into the hub's cache, unless they are there or in a folder."""
@@ -128,6 +136,20 @@ class Models:
         if not any(hub.cached(files.repo, files.revision, weights) for weights in hub.WEIGHTS):
             loading.size = size_of_download(files.repo)
         files.find(*hub.WEIGHTS)
+
+
+def title(name):
+    """What a list of models shows: the name, how large it is, and whether a download comes first.
+
+    Of a model that the command names, it is the name.
+    """
+    if name not in OFFERED:
+        return name
+    text = f"{name}, {OFFERED[name]} M parameters"
+    files = hub.find_model(name)
+    if isinstance(files, hub.Folder) or hub.has_weights(files.repo):
+        return text
+    return f"{text}: {OFFERED[name] * 4 / 1000:.1f} GB to download"
 
 
 def folder_in_cache(repo):

@@ -36,6 +36,7 @@ def read_body(data):
             object_pairs_hook=_as_dict,
             parse_constant=_refuse,
             parse_float=_as_float,
+            parse_int=_as_int,
         )
         # A half of a surrogate pair is no character: no text that could be sent on has one.
         json.dumps(body, ensure_ascii=False).encode("utf-8")
@@ -66,6 +67,11 @@ def _as_float(digits):
     if not isfinite(number):
         _refuse("a number too large for a float")
     return number
+
+
+def _as_int(digits):
+    # Python refuses, slowly, what has thousands of digits; no id or number here has twenty.
+    return int(digits) if len(digits) < 20 else _refuse("a number too large")
 
 
 def text(body, name, longest=LONGEST_TEXT):

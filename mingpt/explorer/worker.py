@@ -7,6 +7,7 @@ connection, cancels a job. With nothing to do the thread waits, and does no work
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -75,7 +76,7 @@ class Job:
         self.began = time.perf_counter()
 
     def send(self, event):
-        """Give an event to the reader, from any thread."""
+        """Give an event to the reader; in the worker's thread, which may have to wait."""
         if not self.room.acquire(timeout=PATIENCE):
             self.is_cancelled = True
         self._put(as_line(event))
@@ -109,19 +110,17 @@ class Job:
         generate = self.generate
         if generate is None:  # it was cancelled
             return
-        events = generate()
         try:
-            for event in events:
-                if self.is_cancelled:
-                    return
-                # An empty event is a breath, in which to look whether to go on.
-                if event:
-                    self.send(event)
+            with contextlib.closing(generate()) as events:
+                for event in events:
+                    if self.is_cancelled:
+                        return
+                    # An empty event is a breath, in which to look whether to go on.
+                    if event:
+                        self.send(event)
             self.end({"end": True, "seconds": round(time.perf_counter() - self.began, 4)})
         except Exception as error:
             self.end({"error": explain(error)})
-        finally:
-            events.close()
 
 
 class Worker:
@@ -144,8 +143,9 @@ class Worker:
 
     def start(self, job, generate):
         """Compute what generate() yields as soon as the thread is free."""
-        job.generate = generate
-        self.queue.put(job)
+        if not job.is_cancelled:
+            job.generate = generate
+            self.queue.put(job)
 
     def close(self, job):
         """The job has ended, or nobody wants to know; None is no job."""
@@ -172,4 +172,5 @@ class Worker:
 def lower_priority():
     """Let the browser and the server go first, where a thread can have a priority of its own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+        with contextlib.suppress(OSError):  # where it may not, it goes as it is
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
