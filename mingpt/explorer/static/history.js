@@ -2,8 +2,8 @@
 
 import { add, mix } from "./common.js";
 import { heatmap } from "./heatmap.js";
-import { drawLegend, scaleOf, written } from "./scale.js";
 import { currentStep, known, set, subscribe } from "./state.js";
+import { DIRECTIONS, drawLegend, optionsOf, reasonFor, scaleOf, way, written } from "./sweep_picture.js";
 
 const MOST = 24; // cards that are kept
 const STORE = "mingpt explorer's history"; // of this tab of the browser, so that a reload keeps it
@@ -12,10 +12,11 @@ let cards = []; // {key, step, names, sweep}, the newest first
 const compared = new Set(); // their keys
 
 export function start(box) {
-  const title = add(box, "h2", "History");
+  const line = add(box, "div", "", "toolbar");
+  const title = add(line, "h2", "History");
   title.id = "history-title";
-  parts.note = add(box, "p", "Each experiment leaves a card. Click one to go back to it; tick two or more to see them side by side.", "note");
-  parts.clear = add(box, "button", "Clear", "plain");
+  add(line, "p", "Each experiment leaves a card. Click one to go back to it; tick two or more to see them side by side.", "note");
+  parts.clear = add(line, "button", "Clear", "plain");
   parts.clear.addEventListener("click", clear);
   parts.cards = add(box, "ul", "", "cards");
   parts.beside = add(box, "div", "", "beside");
@@ -71,11 +72,11 @@ function show() {
 
 const titleOf = ({ names, sweep: { body } }) => {
   const head = body.at ? ` ${body.at.layer}.${body.at.head}` : "";
-  const way = body.direction === "denoise" ? "clean \u2192 corrupted" : "corrupted \u2192 clean";
-  return [`${names[0]} | ${names[1]}`, `${body.site}${head}, ${way}`, `${measureTitle(body.measure)}, ${body.model}`];
+  return [`${names[0]} | ${names[1]}`, `${body.site}${head}, ${way(DIRECTIONS[body.direction])}`, `${measureTitle(body.measure)}, ${body.model}`];
 };
 
-const measureTitle = measure => known.facts?.measures.find(({ name }) => name === measure)?.title ?? measure;
+// Without what explains it.
+const measureTitle = measure => known.facts?.measures.find(({ name }) => name === measure)?.title.split(":")[0] ?? measure;
 
 function showCard(item, card, isCurrent) {
   const button = add(item, "button", "", "go");
@@ -86,7 +87,7 @@ function showCard(item, card, isCurrent) {
   const [names, ...others] = titleOf(card);
   add(button, "b", names, "token");
   for (const line of others) add(button, "span", line);
-  const label = add(item, "label", "", "note");
+  const label = add(item, "label", "", "tick note");
   const tick = add(label, "input");
   tick.type = "checkbox";
   tick.checked = compared.has(card.key);
@@ -133,12 +134,12 @@ function showLarge(card, scale, onPoint) {
   const readout = add(figure, "p", "\u00a0", "readout");
   readout.setAttribute("aria-live", "polite");
   const table = heatmap(add(figure, "div"), {
-    label: titleOf(card).join(", "), corner: sweep.body.at ? "head" : "layer", compact: true, ...scale,
-    scale: scale.stops, rows: sweep.rows.map(String), columns: sweep.columns.map(String), onPoint,
+    ...optionsOf(sweep), label: titleOf(card).join(", "), compact: true, low: scale.low, high: scale.high, onPoint,
   });
   sweep.values.forEach((values, row) => table.fill(row, values));
   return (row, column) => {
     const value = sweep.values[row]?.[column];
-    readout.textContent = value === undefined ? "no such cell" : `${written(value)} at row ${sweep.rows[row]}, ${sweep.columns[column]}`;
+    const place = `${sweep.rows[row]}, ${sweep.columns[column]}`;
+    readout.textContent = value === undefined ? "no such cell here" : reasonFor(sweep, column) || `${written(value)} at ${place}`;
   };
 }

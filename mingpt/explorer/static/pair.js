@@ -17,16 +17,16 @@ export const percent = share => {
 };
 
 export function start(box) {
+  addExamples(add(box, "div", "", "field examples"));
   const texts = add(box, "div", "", "texts");
   for (const run in RUNS) addText(texts, run);
   parts.tokens = add(box, "div");
   parts.tokens.setAttribute("role", "group");
   parts.tokens.setAttribute("aria-label", "The tokens of both texts");
-  parts.problem = add(box, "p", "", "problem");
+  const line = add(box, "div", "", "toolbar");
+  addAnswers(add(line, "div", "", "field answers"));
+  parts.problem = add(line, "p", "", "problem");
   parts.problem.setAttribute("role", "status");
-  const choices = add(box, "div", "", "toolbar");
-  addAnswers(add(choices, "div", "", "field answers"));
-  addExamples(add(choices, "div", "", "field examples"));
   subscribe(["clean", "corrupted"], showTexts);
   subscribe(["pair"], showPair);
 }
@@ -51,7 +51,7 @@ function addAnswers(box) {
   for (const run in RUNS) {
     const select = parts.answers[run] = add(box, "select", "", "token");
     select.setAttribute("aria-label", `${RUNS[run]} answer`);
-    select.title = `${RUNS[run]} answer: the token that is right after the ${run} text`;
+    select.title = `${RUNS[run]} answer: the token that differs (\u2260), or another one that a run may say`;
     select.addEventListener("change", () => {
       const value = select.value === "" ? null : Number(select.value);
       set({ [`${run}_answer`]: value });
@@ -66,6 +66,8 @@ function addExamples(box) {
   subscribe(["facts"], () => {
     for (const example of known.facts.examples) {
       const button = add(buttons, "button", example.title);
+      button.title = `${example.clean}\n${example.corrupted}`;
+      if (example.models) button.title += `\n(for ${example.models.join(", ")})`;
       button.addEventListener("click", () => set({ ...ofExample(example), cells: [], at: null }));
     }
   });
@@ -79,17 +81,20 @@ function showTexts() {
 function showPair() {
   const { tokens, differs, problem, tops } = known.pair;
   const [clean, corrupted] = Object.keys(RUNS).map(run => tokens[run].map(token => token.text));
-  tokenPairs(parts.tokens, clean, corrupted, differs);
+  if (parts.shown !== tokens) tokenPairs(parts.tokens, clean, corrupted, differs);
+  parts.shown = tokens;
   parts.problem.textContent = problem ?? "";
-  for (const run in RUNS) showSays(run, problem ? null : tops);
-  if (tops) for (const run in RUNS) showAnswers(run);
+  for (const run in RUNS) parts.says[run].classList.toggle("stale", Boolean(problem));
+  if (!tops) return;
+  for (const run in RUNS) {
+    showSays(run, tops);
+    showAnswers(run);
+  }
 }
 
 // The most probable next token; the older one stays until the newer is known.
 function showSays(run, tops) {
   const says = parts.says[run];
-  says.classList.toggle("stale", !tops);
-  if (!tops) return;
   const [{ text, probability }] = tops[run];
   says.replaceChildren();
   add(says, "span", "says ");
@@ -101,7 +106,7 @@ function showAnswers(run) {
   const { tokens, first, tops, answers } = known.pair, select = parts.answers[run];
   const chosen = state[`${run}_answer`];
   select.replaceChildren();
-  option(select, "", `${tokens[run][first].text} (differs)`);
+  option(select, "", `${tokens[run][first].text} \u2260`);
   for (const from in RUNS) {
     const group = add(select, "optgroup");
     group.label = `The ${from} run says`;

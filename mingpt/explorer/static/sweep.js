@@ -1,23 +1,19 @@
 // The Patch tab: what a patch of each cell does to the answer. A heatmap that grows as its rows are computed.
 
 import { ask, cancel } from "./api.js";
-import { add } from "./common.js";
+import { add, rounded } from "./common.js";
 import { heatmap } from "./heatmap.js";
-import { decimalsFor, drawLegend, scaleOf, written } from "./scale.js";
 import { known, learn, pairFields, set, state, subscribe } from "./state.js";
-import { rounded } from "./common.js";
+import {
+  decimalsFor, DIRECTIONS, drawLegend, optionsOf, reasonFor, scaleOf, showsHeads, way, whatWasPut, written,
+} from "./sweep_picture.js";
 
 const MOST_WORDS = 24; // columns; in narrower cells numbers could not be read
-const DIRECTIONS = {
-  denoise: ["clean \u2192 corrupted", "Denoise: put what the clean run has into the corrupted run. What suffices?", "clean", "corrupted"],
-  noise: ["corrupted \u2192 clean", "Noise: put what the corrupted run has into the clean run. What is needed?", "corrupted", "clean"],
-};
 const parts = {};
 let table = null; // the heatmap, and what it was drawn for
 let drawn = "";
 let pointed = null; // [row, column]
 
-const hasHeads = site => known.facts.sites.find(({ name }) => name === site)?.has_heads;
 const fields = () => ({
   ...pairFields(), site: state.site, direction: state.direction, measure: state.measure, at: state.at,
 });
@@ -43,6 +39,8 @@ export function start(panel) {
   subscribe(["tab"], () => { if (state.tab === "patch" && !known.sweep?.done) run(); });
   subscribe(["sweep"], showSweep);
   subscribe(["cells"], showSelected);
+  // It is of other texts then.
+  subscribe(["pair"], () => parts.map.classList.toggle("stale", Boolean(known.pair.problem)));
   return () => known.sweep?.done && !known.pair.problem ? { of: "sweep", ...known.sweep.body } : null;
 }
 
@@ -80,11 +78,10 @@ function addDirections(box) {
   group.setAttribute("aria-label", "What is put where");
   for (const name in DIRECTIONS) {
     const label = add(group, "label");
-    const [title, hint] = DIRECTIONS[name];
-    label.title = hint;
+    label.title = DIRECTIONS[name].question;
     const button = add(label, "input");
     Object.assign(button, { type: "radio", name: "direction", value: name });
-    add(label, "span", title);
+    add(label, "span", way(DIRECTIONS[name]));
     button.addEventListener("change", () => set({ direction: name }));
   }
   return group;
@@ -110,11 +107,12 @@ async function run() {
     if (event.tokens) learn({ pair: event });
     else if (event.answers) {
       sweep = begin(event, body);
-      learn({ pair: { ...known.pair, ...event } });
+      const { tops, answers, unpatched } = event;
+      learn({ pair: { ...known.pair, tops, answers, unpatched } });
       // The other tabs need the pair alone; the one worker is theirs then.
       if (state.tab !== "patch") cancel("sweep");
     } else {
-      event.layers.forEach((row, i) => { sweep.values[row] = event.values[i]; });
+      event.layers.forEach((layer, i) => { sweep.values[body.at ? 0 : layer] = event.values[i]; });
       learn({ sweep: { ...sweep } });
     }
   });
@@ -131,25 +129,12 @@ function begin({ rows, columns, first, quantity, unpatched }, body) {
 
 // --- The heatmap.
 
-const showsHeads = sweep => hasHeads(sweep.body.site) && !sweep.body.at;
-const isGrey = (sweep, column) => !showsHeads(sweep) && column < sweep.first;
-
-function reasonFor(sweep, column) {
-  if (!isGrey(sweep, column)) return "";
-  return `Position ${column} stands left of the first difference (position ${sweep.first}): up to there both runs are the `
-    + "same, so a patch would put in what is there already.";
-}
-
 function draw(sweep) {
   const options = {
-    label: "What the answer is with each cell patched", corner: sweep.body.at ? "head" : "layer",
-    rows: sweep.rows.map(String), columns: sweep.columns.map(String),
-    compact: sweep.columns.length > MOST_WORDS,
-    grey: (_, column) => reasonFor(sweep, column),
+    ...optionsOf(sweep), label: "The answer with each cell patched", compact: sweep.columns.length > MOST_WORDS,
     onPoint: point, onEnter: enter,
   };
   if (!showsHeads(sweep)) options.onSelect = select;
-  options.scale = scaleOf([sweep]).stops;
   table = heatmap(parts.map, options);
   pointed = null;
 }
@@ -219,21 +204,10 @@ function showReadout() {
   const { sweep } = known;
   parts.readout.replaceChildren();
   if (!pointed) {
-    add(parts.readout, "span", "Point at a cell to read it, click it to look inside.", "note");
+    add(parts.readout, "span", "Point at a cell to read it; click it to look inside.", "note");
     return;
   }
-  const [row, column] = pointed, value = sweep.values[row]?.[column];
-  const reason = reasonFor(sweep, column);
-  if (reason) return void add(parts.readout, "span", reason);
-  const number = typeof value === "number" ? written(value) : "\u2026";
-  add(parts.readout, "b", number, "number value");
-  add(parts.readout, "span", ` ${whatWasPut(sweep, row, column)}`);
-}
-
-function whatWasPut({ body, columns }, row, column) {
-  const [, , from, to] = DIRECTIONS[body.direction];
-  const where = body.at || !hasHeads(body.site)
-    ? `layer ${body.at ? body.at.layer : row}${body.at ? `, head ${body.at.head},` : ""} at position ${columns[column]}`
-    : `head ${row}.${column} at all positions`;
-  return `the ${from} run\u2019s ${body.site} of ${where} put into the ${to} run`;
+  const [row, column] = pointed, value = sweep.values[row][column], reason = reasonFor(sweep, column);
+  if (!reason) add(parts.readout, "b", value === null ? "\u2026" : written(value), "number value");
+  add(parts.readout, "span", reason || ` ${whatWasPut(sweep, row, column)}`);
 }
