@@ -21,9 +21,9 @@ ABOUT_SITES = {
 # low and high: the ends of the scale, None where they come from the values.
 MEASURES = {
     "logit_diff": ("logit difference", None, None, True),
-    "normalized": ("normalized: 0 unpatched, 1 the other run", 0, 1, False),
+    "normalized": ("normalized: 0 corrupted, 1 clean", 0, 1, False),
     "probability": ("probability of the clean answer", 0, 1, False),
-    "kl": ("KL divergence from the other run, nats", 0, None, False),
+    "kl": ("KL divergence from the clean run, nats", 0, None, False),
 }
 # (title, clean, corrupted, clean answer, corrupted answer, models); no answer: the differing token.
 NAMES = ("names", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
