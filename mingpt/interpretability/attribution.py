@@ -118,17 +118,23 @@ def read_end(model, text, answer, other):
     for site, layers in runs.record(model, ids, ["z", "mlp_post"]).items():
         rows = [tensor[0, ..., -1, :] for tensor in layers.values()]
         ends[site] = torch.stack(rows)
-    x = ends["resid_post"][-1]
-    ln_f = model.transformer.ln_f
     answer_id = answer_ids(model, answer, ids, ids, "given")
     other_id = None if other is None else answer_ids(model, other, ids, ids, "given")
     direction = readout.answer_direction(model, answer_id, other_id)[0]
+    return ids, ends, direction, hold_norm(model, ends["resid_post"][-1], direction)
+
+
+def hold_norm(model, x, direction):
+    """(C,): reads, for which reads . y is what a part y of the residual vector x (C,) adds.
+
+    It adds to direction . ln_f(x), the norm's scale held at that of x. direction: (C,), wide.
+    """
+    ln_f = model.transformer.ln_f
     # With its scale held, the norm takes off the mean, divides, and multiplies by its weight.
     reads = direction * ln_f.weight
     # The direction's dtype is wide: in fp16 a deviation above 256 has no variance.
     scale = (x.to(direction).var(correction=0) + ln_f.eps).sqrt()
-    reads = (reads - reads.mean()) / scale
-    return ids, ends, direction, reads
+    return (reads - reads.mean()) / scale
 
 
 @dataclass(repr=False)

@@ -102,13 +102,13 @@ def analyze(model, text, site="resid_post", k=5):
     ids = encode_one(model, text)
     recorded = runs.record(model, ids, [site])
     final = recorded["resid_post"][model.config.n_layer - 1]
-    _, output = _read(model, final)  # (1,T,V)
+    _, output = read_stream(model, final)  # (1,T,V)
 
     # A layer at a time, since the logits of all layers together would be large.
     words = []
     readings = []
     for x in recorded[site].values():
-        logits, log_probs = _read(model, x)  # (1,T,V)
+        logits, log_probs = read_stream(model, x)  # (1,T,V)
         top = logits.topk(k)  # (1,T,k)
         probability = log_probs.gather(-1, top.indices).exp()
         entropy = -(log_probs.exp() * log_probs).sum(-1)  # (1,T)
@@ -120,7 +120,7 @@ def analyze(model, text, site="resid_post", k=5):
     return Predictions(*names, token_texts(model, ids[0]), words, *columns)
 
 
-def _read(model, x):
+def read_stream(model, x):
     """(logits, log-probabilities), each (...,V), of streams (...,C)."""
     logits = model.lm_head(model.transformer.ln_f(x))
     return logits, logits.to(readout.wide_dtype(model)).log_softmax(-1)
@@ -189,7 +189,7 @@ def compare_to_bigram(model, texts, site="resid_post"):
         bigrams += unigrams
         bigrams /= bigrams.sum(-1, keepdim=True)
         for layer, x in runs.record(model, ids, [site])[site].items():
-            _, log_probs = _read(model, x[0, :-1])  # (T-1,V)
+            _, log_probs = read_stream(model, x[0, :-1])  # (T-1,V)
             total[layer] += F.kl_div(log_probs, bigrams, reduction="sum").item()
     return total / len(ones)
 

@@ -130,11 +130,10 @@ class PatchingResult:
         "normalized" what does nothing is white, which suits long texts.
         """
         values, rows, columns, xlabel = self._table(measure)
-        quantity, scale = MEASURES[measure]
-        if measure == "logit_diff":
-            quantity = f"{self.quantity}, positive: the corrupted answer is ahead"
+        quantity = self.describe(measure)
+        _, scale = MEASURES[measure]
         figure = figures.draw_heatmap(
-            values, columns, self._title(), quantity, rows, xlabel, scale, self._unpatched(measure)
+            values, columns, self._title(), quantity, rows, xlabel, scale, self.unpatched(measure)
         )
         return figures.shown(figure, path)
 
@@ -151,6 +150,22 @@ class PatchingResult:
             return "logit(corrupted answer) - logit(clean answer)"
         clean, corrupted = self.answer_texts
         return f"logit({corrupted!r}) - logit({clean!r})"
+
+    def describe(self, measure):
+        """What a measure is, in words, with its unit or sign."""
+        if measure == "logit_diff":
+            return f"{self.quantity}, positive: the corrupted answer is ahead"
+        return MEASURES[measure][0]
+
+    def unpatched(self, measure="logit_diff"):
+        """{"clean": the measure of the unpatched clean run, "corrupted": ...}, mean over pairs."""
+        if measure == "normalized":
+            return {"clean": 1, "corrupted": 0}
+        read = {"logit_diff": self._logit_diff, "kl": self._kl}.get(measure, self._log_prob)
+        values = {name: read(name) for name in ("clean", "corrupted")}
+        if measure == "probability":
+            values = {name: value.exp() for name, value in values.items()}
+        return {name: value.mean().item() for name, value in values.items()}
 
     def __repr__(self):
         shape = "x".join(map(str, self.logit_diff.shape))
@@ -173,16 +188,6 @@ class PatchingResult:
             what += f"; mean over {len(self.answers)} pairs, of which this is the first"
         lines.append(f"{self.model_name}: {what}")
         return "\n".join(lines)
-
-    def _unpatched(self, measure):
-        """{"clean": the measure of the unpatched clean run, "corrupted": ...}, mean over pairs."""
-        if measure == "normalized":
-            return {"clean": 1, "corrupted": 0}
-        read = {"logit_diff": self._logit_diff, "kl": self._kl}.get(measure, self._log_prob)
-        values = {name: read(name) for name in ("clean", "corrupted")}
-        if measure == "probability":
-            values = {name: value.exp() for name, value in values.items()}
-        return {name: value.mean().item() for name, value in values.items()}
 
     def _logit_diff(self, name):
         """(B,cells): corrupted - clean answer; of one pair cells."""
