@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mingpt.explorer import attention_view, circuit_view, facts, models, requests
+from mingpt.explorer import attention_view, circuit_view, facts, models, requests, sweep_view
 from mingpt.explorer.guard import Guard
 from mingpt.explorer.worker import FAULT, Full, as_line
 
@@ -23,6 +23,7 @@ VIEWS = {
     "explain": attention_view.explain,
     "circuit": circuit_view.circuit,
     "faithfulness": circuit_view.faithfulness,
+    "sweep": sweep_view.sweep,
 }
 OWN_FILES = Path(__file__).with_name("static")
 # What the pages of the analyses draw with, the explorer draws with too.
