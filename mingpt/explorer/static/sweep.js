@@ -27,6 +27,7 @@ export function start(panel) {
   parts.readout = add(left, "p", "", "readout");
   parts.readout.setAttribute("aria-live", "polite");
   parts.map = add(left, "div");
+  parts.map.id = "heatmap";
   parts.detail = add(split, "section");
   parts.detail.id = "detail";
   parts.detail.tabIndex = -1;
@@ -103,6 +104,7 @@ async function run() {
   if (!known.facts || known.loaded?.name !== state.model) return;
   const body = fields();
   let sweep = null;
+  parts.map.setAttribute("aria-busy", "true");
   const last = await ask("sweep", body, event => {
     if (event.tokens) learn({ pair: event });
     else if (event.answers) {
@@ -118,6 +120,7 @@ async function run() {
   });
   if (last.error) learn({ pair: { ...noTokens, ...known.pair, problem: last.error } });
   if (last.end && sweep) learn({ sweep: { ...sweep, done: true } });
+  if (!last.cancelled) parts.map.setAttribute("aria-busy", "false");
 }
 
 const noTokens = { tokens: { clean: [], corrupted: [] }, differs: [], first: null };
