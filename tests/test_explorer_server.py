@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs requirements-explorer.txt")
 
-from mingpt.explorer import app, worker  # noqa: E402
+from mingpt.explorer import app, serving, worker  # noqa: E402
 from mingpt.explorer.worker import FAULT, MOST_JOBS, Cache  # noqa: E402
 
 PATIENCE = 20  # seconds for what takes a moment, before a test gives up
@@ -278,6 +278,20 @@ def test_the_page_and_its_files_are_served_with_their_types(explorer):
 def test_no_path_leads_to_another_file(path, explorer):
     answer, content = get(explorer, path)
     assert answer.status in (404, 405) and set(json.loads(content)) == {"error"}
+
+
+def test_no_file_of_the_page_hides_one_that_is_shared():
+    own = {path.name for path in app.OWN_FILES.iterdir()}
+    shared = {path.name for path in app.SHARED_FILES.iterdir()}
+    assert not own & shared
+
+
+def test_where_all_ports_are_taken_it_says_which(monkeypatch):
+    with serving.listen("127.0.0.1", 0) as listener:
+        taken = listener.getsockname()[1]
+        monkeypatch.setattr(serving, "PORTS_TO_TRY", 0)
+        with pytest.raises(ValueError, match=f"the ports {taken} to {taken} are all taken"):
+            serving.listen("127.0.0.1", taken)
 
 
 def test_an_unknown_view_is_refused(ask):

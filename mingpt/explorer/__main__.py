@@ -70,7 +70,22 @@ def serve(options):
         print(f"The explorer is at {address}\nCtrl-C ends it.", flush=True)
         if not options.no_browser and has_screen():
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            worker.thread.join(timeout=0.2)
+            if worker.thread.is_alive() or models.under_way:
+                leave(sys.exc_info()[1])
+
+
+def leave(error):
+    """End the process at once, with the code that belongs to KeyboardInterrupt or SystemExit.
+
+    Where a thread is still computing, Python's own end would wait for it or break down over it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(getattr(error, "code", 130))
 
 
 WARNING = (

@@ -2,6 +2,8 @@
 asked and ends at once."""
 
 import asyncio
+import errno
+import os
 import socket
 
 import uvicorn
@@ -21,15 +23,17 @@ def listen(host, port):
         raise ValueError(
             f"this machine has no address {host!r} ({error.strerror}); leave --host out"
         ) from error
-    for candidate in range(port, min(port + PORTS_TO_TRY, 65536)):
+    last = min(port + PORTS_TO_TRY, 65535) if port else 0
+    for candidate in range(port, last + 1):
         try:
             return socket.create_server((address[0], candidate), family=family)
         except OSError as error:
-            fault = error.strerror or error
-    raise ValueError(
-        f"no port from {port} to {candidate} of {host} can be used ({fault}); "
-        "choose another one with --port"
-    )
+            if error.errno != errno.EADDRINUSE:
+                raise ValueError(
+                    f"nothing can be served at port {candidate} of {host} "
+                    f"({os.strerror(error.errno)}); choose another one"
+                ) from error
+    raise ValueError(f"the ports {port} to {last} are all taken; choose another one with --port")
 
 
 class Server(uvicorn.Server):

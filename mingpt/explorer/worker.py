@@ -156,11 +156,10 @@ class Worker:
             del self.jobs[job.key]
 
     def stop(self):
-        """Cancel everything, and end the thread; waits for what it is at, a second at most."""
+        """Cancel everything, and end the thread when it is through with what it is at."""
         for job in list(self.jobs.values()):
             self.close(job)
         self.queue.put(None)
-        self.thread.join(timeout=1)
 
     def _work(self):
         lower_priority()
