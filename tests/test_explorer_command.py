@@ -140,10 +140,12 @@ def test_importing_the_command_needs_neither_package():
     assert importlib.util.find_spec("mingpt.explorer.__main__")
 
 
-def test_without_a_screen_no_browser_of_text_takes_the_terminal(monkeypatch):
+def test_a_browser_is_opened_where_there_is_a_screen_and_nobody_minds(monkeypatch):
     monkeypatch.setattr(command.sys, "platform", "linux")
-    monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    assert not command.has_screen()
     monkeypatch.setenv("DISPLAY", ":0")
-    assert command.has_screen()
+    assert command.has_browser(command.parse([]))
+    assert not command.has_browser(command.parse(["--no-browser"]))
+    # Without a screen it would be a browser of text, in this very terminal.
+    monkeypatch.delenv("DISPLAY")
+    assert not command.has_browser(command.parse([]))

@@ -22,6 +22,11 @@ from mingpt.hub import MODEL_HELP, find_model
 
 NEEDED = ("starlette", "uvicorn")  # beyond the project's own requirements
 PORT = 8427
+WARNING = (
+    "Warning: whoever can reach this machine can reach this server. The token in the address is "
+    "all that keeps others out, and it goes over the network unencrypted. From another machine "
+    "open the address with this machine's own address in numbers in it."
+)
 
 
 def main(arguments=None):
@@ -47,35 +52,46 @@ def serve(options):
     """Serve the page until Ctrl-C."""
     check(options)
     # Only here, where it is known that they are there.
-    from mingpt.explorer.app import build_app
-    from mingpt.explorer.guard import is_loopback, is_unspecified
+    from mingpt.explorer.guard import is_loopback
     from mingpt.explorer.models import Models
-    from mingpt.explorer.serving import Server, listen
-    from mingpt.explorer.worker import Worker
+    from mingpt.explorer.serving import listen
 
-    models = Models(options.model)
-    models.read(models.start)
     with listen(options.host, options.port) as listener:
         port = listener.getsockname()[1]
         if options.port not in (0, port):
             print(f"Port {options.port} is taken; this is port {port}.", file=sys.stderr)
         if not is_loopback(options.host):
             print(WARNING, file=sys.stderr)
-        worker = Worker()
-        token = secrets.token_urlsafe(32)
-        server = Server(build_app(models, worker, token, options.host, port), worker.stop)
-        name = "127.0.0.1" if is_unspecified(options.host) else options.host
-        name = f"[{name}]" if ":" in name else name
-        address = f"http://{name}:{port}/?token={token}"
+        models = Models(options.model)
+        models.read(models.start)
+        serve_at(listener, options.host, port, models, has_browser(options))
+
+
+def serve_at(listener, host, port, models, opens_browser):
+    """Answer at a socket, and announce it once that is so."""
+    from mingpt.explorer.app import build_app
+    from mingpt.explorer.guard import is_unspecified
+    from mingpt.explorer.serving import Server
+    from mingpt.explorer.worker import Worker
+
+    token = secrets.token_urlsafe(32)
+    name = "127.0.0.1" if is_unspecified(host) else host
+    name = f"[{name}]" if ":" in name else name
+    address = f"http://{name}:{port}/?token={token}"
+
+    def announce():
         print(f"The explorer is at {address}\nCtrl-C ends it.", flush=True)
-        if not options.no_browser and has_screen():
+        if opens_browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        try:
-            server.run(sockets=[listener])
-        finally:
-            worker.thread.join(timeout=0.2)
-            if worker.thread.is_alive() or models.under_way:
-                leave(sys.exc_info()[1])
+
+    worker = Worker()
+    app = build_app(models, worker, token, host, port)
+    try:
+        Server(app, on_start=announce, on_end=worker.stop).run(sockets=[listener])
+    finally:
+        worker.thread.join(timeout=0.2)
+        if worker.thread.is_alive() or models.under_way:
+            leave(sys.exc_info()[1])
 
 
 def leave(error):
@@ -86,13 +102,6 @@ def leave(error):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(getattr(error, "code", 130))
-
-
-WARNING = (
-    "Warning: whoever can reach this machine can reach this server. The token in the address is "
-    "all that keeps others out, and it goes over the network unencrypted. From another machine "
-    "open the address with this machine's own address in numbers in it."
-)
 
 
 def check(options):
@@ -109,12 +118,12 @@ def check(options):
         find_model(name)
 
 
-def has_screen():
-    """False where a browser would be one of text, in this very terminal."""
+def has_browser(options):
+    """Is a browser to be opened? None of text, which would take over this very terminal."""
     is_bare = sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
-    return not is_bare
+    return not (options.no_browser or is_bare)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def listen(host, port):
 class Server(uvicorn.Server):
     """uvicorn's, but at rest it does not wake up ten times a second, and it ends at once."""
 
-    def __init__(self, app, on_end):
+    def __init__(self, app, on_end, on_start=lambda: None):
         config = uvicorn.Config(
             app,
             http="h11",
@@ -57,11 +57,13 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.on_end = on_end  # called before the connections are closed
+        self.on_start = on_start  # called when it serves
         self.loop = None
         self.is_over = asyncio.Event()
 
     async def main_loop(self):
         self.loop = asyncio.get_running_loop()
+        self.on_start()
         # A signal may have come before there was a loop to tell.
         if not self.should_exit:
             await self.is_over.wait()
