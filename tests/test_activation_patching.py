@@ -140,14 +140,16 @@ def test_layers_positions_and_heads_that_run_by_themselves_equal_the_whole_sweep
         whole = whole[:, :, None]
         at_once = at_once[:, :, None]
 
-    sweep = Sweep(model, clean, corrupted, site, direction)
+    sweep = Sweep(model, clean, corrupted, direction, [site])
     assert list(sweep.positions) == [1, 2, 3, 4, 5]
     assert_close = torch.testing.assert_close
-    assert_close(sweep.with_unchanged(sweep.run([1, 3], list(sweep.positions))), whole[:, [1, 3]])
-    assert_close(sweep.run([2], [3, 5]), whole[:, [2]][..., [3, 5], :])
-    assert_close(sweep.run([0, 1])[:, :, :, 0], at_once[:, :2])
+    assert_close(
+        sweep.with_unchanged(sweep.run(site, [1, 3], list(sweep.positions))), whole[:, [1, 3]]
+    )
+    assert_close(sweep.run(site, [2], [3, 5]), whole[:, [2]][..., [3, 5], :])
+    assert_close(sweep.run(site, [0, 1])[:, :, :, 0], at_once[:, :2])
     if site in SITES_WITH_HEADS:
-        assert_close(sweep.run([3], [4], head=1), whole[:, [3], 1:2, 4:5])
+        assert_close(sweep.run(site, [3], [4], head=1), whole[:, [3], 1:2, 4:5])
 
 
 def test_a_batch_of_pairs_equals_pair_by_pair():

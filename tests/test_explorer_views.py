@@ -3,10 +3,17 @@
 import pytest
 import torch
 
-from mingpt.explorer import grid, sweep_view
+from mingpt.explorer import cell_view, grid, sweep_view
 from mingpt.explorer.worker import Cache
-from mingpt.interpretability.activation_patching import Sweep, patch_layers
-from mingpt.model import GPT
+from mingpt.interpretability import logit_lens
+from mingpt.interpretability.activation_patching import (
+    Sweep,
+    get_activations,
+    patch_activation,
+    patch_layers,
+)
+from mingpt.interpretability.attribution import logit_attribution
+from mingpt.model import GPT, Patch
 from mingpt.sites import SITES, SITES_WITH_HEADS
 
 CLEAN = "Michelle Jones was a top-notch student. Michelle"
@@ -204,3 +211,193 @@ def test_bytes_that_are_no_character_and_line_ends_can_be_seen(model):
     event = next(iter(ask(sweep_view.sweep, model, clean="a\n\t€", corrupted="a")))
     texts = "".join(token["text"] for token in event["tokens"]["clean"])
     assert r"\n" in texts and r"\t" in texts and "\n" not in texts
+
+
+def runs_of(model, direction):
+    """(ids of the run from which is taken, of the one into which is put), (1,T) each."""
+    ids = [model.tokenizer(CLEAN), model.tokenizer(CORRUPTED)]
+    return ids if direction == "denoise" else ids[::-1]
+
+
+def effect(model, logits):
+    """logit(corrupted answer) - logit(clean answer) of last-token logits (1,V)."""
+    encode = model.tokenizer.encode
+    (clean,) = encode(" Jones")
+    (corrupted,) = encode(" Smith")
+    return logits[0, corrupted] - logits[0, clean]
+
+
+def ask_cell(model, cache=None, **fields):
+    """The events of a cell as one dict."""
+    answer = {}
+    for event in ask(cell_view.cell, model, cache, **fields):
+        answer |= event
+    return answer
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", SITES)
+def test_a_cell_has_the_numbers_of_single_patched_runs(model, site, direction):
+    source, target = runs_of(model, direction)
+    head = 2 if site in SITES_WITH_HEADS else None
+    place = {"site": site, "direction": direction, "layer": 4, "position": 3, "head": head}
+    cell = ask_cell(model, **place)
+    recorded = get_activations(model, source, [site, "z", "mlp_post"])
+    patch = Patch(4, 3, None, site, head)
+    logits = patch_activation(model, target, 4, 3, recorded[site][4][patch.index], site, head)
+    assert_same(cell["value"], effect(model, logits))
+    for name, ids in (("unpatched", target), ("patched", None)):
+        expected = logits if ids is None else model(ids)[0][:, -1]
+        top = cell["tops"][name]
+        assert [token["id"] for token in top] == expected[0].topk(20).indices.tolist()
+        assert_same([token["logit"] for token in top], expected[0].topk(20).values)
+    for number, value in enumerate(cell["heads"]):
+        new = recorded["z"][4][:, number, 3]
+        logits = patch_activation(model, target, 4, 3, new, "z", number)
+        assert_same(value, effect(model, logits))
+    assert len(cell["heads"]) == 4 and len(cell["neurons"]) == 10
+    for neuron in cell["neurons"]:
+
+        def put_in(acts, number=neuron["neuron"]):
+            acts[..., number] = recorded["mlp_post"][4][:, 3, number]
+            return acts
+
+        logits = model(target, patch_params=Patch(4, 3, put_in, "mlp_post"))[0][:, -1]
+        assert_same(neuron["patched"], effect(model, logits))
+
+
+def test_a_cell_shows_where_heads_look_what_the_lens_reads_and_the_neurons_of_both_runs(model):
+    cell = ask_cell(model, layer=7, position=10)
+    for name, text in (("clean", CLEAN), ("corrupted", CORRUPTED)):
+        recorded = get_activations(model, text, ["pattern", "mlp_post"])
+        assert_same(cell["looks"][name], recorded["pattern"][7][0, :, 10, :11])
+        lens = logit_lens.analyze(model, text, k=3)
+        for layer, shown in enumerate(cell["lens"][name]):
+            words = [token["text"].replace("␣", " ") for token in shown["top"]]
+            assert words == lens.top[layer][10]
+            probabilities = [token["probability"] for token in shown["top"]]
+            assert_same(probabilities, lens.probability[layer, 10])
+        assert_same(
+            cell["lens"][name][-1]["logit_diff"],
+            effect(model, model(model.tokenizer(text))[0][:, -1]),
+        )
+        for neuron in cell["neurons"]:
+            assert_same(neuron[name], recorded["mlp_post"][7][0, 10, neuron["neuron"]])
+
+
+def test_what_a_neuron_writes_directly_is_its_part_of_the_logit_difference(model):
+    cell = ask_cell(model, layer=7, position=10)
+    parts = logit_attribution(model, CORRUPTED, " Smith", " Jones", neurons=7).neurons
+    acts = {
+        text: get_activations(model, text, "mlp_post")["mlp_post"][7][0, 10]
+        for text in (CLEAN, CORRUPTED)
+    }
+    direct = parts * (acts[CLEAN] / acts[CORRUPTED] - 1)
+    best = direct.abs().topk(10).indices
+    assert [neuron["neuron"] for neuron in cell["neurons"]] == best.tolist()
+    assert_same([neuron["direct"] for neuron in cell["neurons"]], direct[best])
+
+
+def test_the_sentence_says_what_was_put_where(model):
+    cell = ask_cell(model, layer=5, position=1)
+    assert cell["sentence"] == (
+        "the clean resid_post of layer 5 at position 1 (' Jones') was put into the corrupted run"
+    )
+    cell = ask_cell(model, layer=5, position=1, head=3, site="z", direction="noise")
+    assert cell["sentence"] == (
+        "the corrupted z of head 5.3 at position 1 (' Smith') was put into the clean run"
+    )
+
+
+@pytest.mark.parametrize("site", SITES_WITH_HEADS)
+def test_a_head_that_is_patched_at_all_positions_has_the_number_of_the_heatmap(model, site):
+    cell = ask_cell(model, site=site, layer=5, head=3, position=None)
+    result = patch_layers(model, CLEAN, CORRUPTED, site=site, each_position=False)
+    assert_same(cell["value"], result.logit_diff[5, 3])
+    assert cell["position"] == 10 and "at all positions" in cell["sentence"]
+    assert len(cell["looks"]["clean"][0]) == 11
+
+
+def test_the_next_cell_of_a_pair_needs_no_unpatched_run(model, monkeypatch):
+    cache = Cache()
+    ask_cell(model, cache, layer=5, position=1)
+
+    def must_not_run(*_):
+        raise AssertionError("a run")
+
+    with monkeypatch.context() as context:
+        context.setattr(cell_view, "Sweep", must_not_run)
+        ask_cell(model, cache, layer=6, position=2)
+    # Nothing large is kept.
+    monkeypatch.setattr(cell_view, "MOST_KEPT", 1000)
+    ask_cell(model, cache, layer=6, position=2, direction="noise")
+    assert not cache.get("unpatched runs", dict)
+
+
+def test_heads_and_neurons_that_run_one_by_one_are_the_same(model, monkeypatch):
+    expected = ask_cell(model, layer=3, position=2)
+    monkeypatch.setattr(cell_view, "MOST", 1)
+    found = ask_cell(model, layer=3, position=2)
+    assert_same(found["heads"], torch.tensor(expected["heads"]))
+    values = torch.tensor([neuron["patched"] for neuron in expected["neurons"]])
+    assert_same([neuron["patched"] for neuron in found["neurons"]], values)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", ["resid_post", "z", "pattern", "k"])
+def test_the_joint_patch_is_one_forward_with_all_cells(model, site, direction):
+    source, target = runs_of(model, direction)
+    has_heads = site in SITES_WITH_HEADS
+    cells = [(2, 1, 3), (5, 1, 0), (7, 10, 2)]
+    if has_heads:
+        cells.append((3, None, 1))
+    asked = [
+        {"layer": layer, "position": position, "head": head if has_heads else None}
+        for layer, position, head in cells
+    ]
+    (answer,) = ask(cell_view.joint, model, site=site, direction=direction, cells=asked)
+    recorded = get_activations(model, source, site)[site]
+    patches = []
+    for layer, position, head in cells:
+        patch = Patch(layer, position, None, site, head if has_heads else None)
+        patches.append(patch._replace(activation=recorded[layer][patch.index]))
+    single = []
+    for patch in patches:
+        single.append(effect(model, model(target, patch_params=patch)[0][:, -1]))
+    single = torch.stack(single)
+    assert_same(answer["single"], single)
+    assert_same(answer["joint"], effect(model, model(target, patch_params=patches)[0][:, -1]))
+    unpatched = effect(model, model(target)[0][:, -1])
+    assert_same(answer["sum"], unpatched + (single - unpatched).sum())
+    into = "corrupted" if direction == "denoise" else "clean"
+    assert_same(answer["unpatched"][into], unpatched)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"cells": [{"layer": 1, "position": 1}]}, "cells must be a list of 2 to 64"),
+        ({"cells": [{"layer": 1, "position": 1}] * 65}, "cells must be a list of 2 to 64"),
+        ({"cells": [{"layer": 1, "position": 1}] * 2}, "a cell is there twice"),
+        ({"cells": [{"layer": 1, "position": 1}, 3]}, "cells must be a list"),
+        ({"cells": None}, "cells must be a list"),
+        ({"corrupted": CLEAN, "cells": []}, "the same"),
+    ],
+)
+def test_cells_that_cannot_be_put_in_together_are_a_sentence(model, fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ask(cell_view.joint, model, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"layer": 12, "position": 0}, "layer must be a whole number from 0 to 11"),
+        ({"layer": 0, "position": 11}, "position must be a whole number from 0 to 10"),
+        ({"layer": 0, "position": None}, "position must be a whole number"),
+        ({"layer": 0, "position": 1, "site": "z"}, "head must be a whole number from 0 to 3"),
+    ],
+)
+def test_a_cell_that_is_none_is_a_sentence(model, fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ask(cell_view.cell, model, **fields)

@@ -12,7 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mingpt.explorer import attention_view, circuit_view, facts, models, requests, sweep_view
+from mingpt.explorer import (
+    attention_view,
+    cell_view,
+    circuit_view,
+    facts,
+    models,
+    requests,
+    sweep_view,
+)
 from mingpt.explorer.guard import Guard
 from mingpt.explorer.worker import FAULT, Full, as_line
 
@@ -24,6 +32,8 @@ VIEWS = {
     "circuit": circuit_view.circuit,
     "faithfulness": circuit_view.faithfulness,
     "sweep": sweep_view.sweep,
+    "cell": cell_view.cell,
+    "joint": cell_view.joint,
 }
 OWN_FILES = Path(__file__).with_name("static")
 # What the pages of the analyses draw with, the explorer draws with too.

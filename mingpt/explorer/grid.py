@@ -83,7 +83,7 @@ def compute(model, grid, cache):
     layers = layers_of(model, grid)
     missing = [layer for layer in layers if layer not in ends.rows]
     if missing:
-        runs = Sweep(model, grid.pair.clean, grid.pair.corrupted, grid.site, grid.direction)
+        runs = Sweep(model, grid.pair.clean, grid.pair.corrupted, grid.direction, [grid.site])
         ends.unpatched = runs.unpatched
     yield ends, [layer for layer in layers if layer in ends.rows]
     if missing:
@@ -109,7 +109,7 @@ def run_pieces(model, grid, runs, layers):
             pieces = groups(of_parts, MOST, MOST)
         found = []
         for piece in pieces:
-            found.append(run_piece(model, grid, runs, some, piece))
+            found.append(run_piece(grid, runs, some, piece))
             yield {}
         vectors = torch.cat(found, 3 if grid.has_positions else 2)  # (1,l,R,P,C)
         if grid.has_positions:
@@ -118,13 +118,18 @@ def run_pieces(model, grid, runs, layers):
         yield dict(zip(some[::-1], rows[::-1]))
 
 
-def run_piece(model, grid, runs, layers, parts):
+def run_piece(grid, runs, layers, parts):
     """(1,l,R,P,C): the last vectors of these layers' runs, at some positions or of some heads."""
     if grid.has_positions:
-        return runs.run(layers, parts, grid.at and grid.at[1])
-    if len(parts) == model.config.n_head:
-        return runs.run(layers)
-    return torch.cat([runs.run(layers, None, head) for head in parts], 2)
+        return runs.run(grid.site, layers, parts, grid.at and grid.at[1])
+    return run_heads(runs, grid.site, layers, None, parts)
+
+
+def run_heads(runs, site, layers, positions, heads):
+    """Sweep.run of some heads: of all in one go, of fewer one after the other."""
+    if len(heads) == runs.model.config.n_head:
+        return runs.run(site, layers, positions)
+    return torch.cat([runs.run(site, layers, positions, head) for head in heads], 2)
 
 
 def operations(model, layer, tokens, T):

@@ -129,12 +129,17 @@ def read_pair(model, body):
 
 
 def cell(body, model, site, T):
-    """(layer, position, head) of a cell of a text of T tokens; head is None where there is none."""
+    """(layer, position, head) of a cell of a text of T tokens.
+
+    At sites without heads head is None. At those with heads position may be: all of them.
+    """
     layer = number(body, "layer", 0, model.config.n_layer - 1)
-    position = number(body, "position", 0, T - 1)
     if site not in SITES_WITH_HEADS:
-        return layer, position, None
-    return layer, position, number(body, "head", 0, model.config.n_head - 1)
+        return layer, number(body, "position", 0, T - 1), None
+    head = number(body, "head", 0, model.config.n_head - 1)
+    if body.get("position") is None:
+        return layer, None, head
+    return layer, number(body, "position", 0, T - 1), head
 
 
 def cells(body, model, site, T, least=1):

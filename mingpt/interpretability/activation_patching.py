@@ -78,8 +78,8 @@ def patch_layers(
     """
     clean, corrupted = encode_pair(model, clean_input, corrupted_input)
     answers = answer_pair(model, clean, corrupted, target_token, corrupted_token)
-    sweep = Sweep(model, clean, corrupted, site, direction)
-    vectors = sweep.vectors(each_position, max_tokens, "patching")
+    sweep = Sweep(model, clean, corrupted, direction, [site])
+    vectors = sweep.vectors(site, each_position, max_tokens, "patching")
     ids = {"clean": clean, "corrupted": corrupted}
     return PatchingResult(
         model,
@@ -96,34 +96,36 @@ def patch_layers(
 class Sweep:
     """The patched runs of B pairs, all of them or some layers and positions at a time.
 
-    clean, corrupted: ids (B,T), of pairs that differ. Cost: 2 passes; it keeps their activations.
+    clean, corrupted: ids (B,T), of pairs that differ. sites: names; what of both unpatched runs is
+    kept, and can be put in. Cost: 2 passes.
     """
 
     @torch.no_grad()
-    def __init__(self, model, clean, corrupted, site, direction):
-        check_site(site)
+    def __init__(self, model, clean, corrupted, direction, sites):
+        for site in sites:
+            check_site(site)
         if direction not in DIRECTIONS:
             raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
-        source_name, target_name = DIRECTIONS[direction]
+        source, target = DIRECTIONS[direction]
         ids = {"clean": clean, "corrupted": corrupted}
-        sites = {site, *partial_runs.base_sites(site)}
-        source, target = runs.record_pair(model, ids[source_name], ids[target_name], sites)
+        kept = set(sites).union(*map(partial_runs.base_sites, sites))
         self.model = model
-        self.site = site
-        self.new = source[site]  # {layer: tensor}, what is put in
-        self.base = target  # {site: {layer: tensor}} of the run that it is put into
+        # {site: {layer: tensor}} of the runs from which is taken, and into which is put.
+        self.source, self.target = runs.record_pair(model, ids[source], ids[target], kept)
         # Left of the first difference the runs are the same, and a patch changes nothing.
         differs = (clean != corrupted).any(0)  # (T,)
         self.positions = range(differs.nonzero()[0].item(), len(differs))
-        top = model.config.n_layer - 1
-        self.unpatched = {  # {"clean", "corrupted": (B,C)}: last vectors, after the final norm
-            source_name: model.transformer.ln_f(source["resid_post"][top][:, -1]),  # (B,T,C)
-            target_name: model.transformer.ln_f(target["resid_post"][top][:, -1]),
-        }
-        self.target = self.unpatched[target_name]
+        self.end = self._end_of(self.target)  # of the run into which is put
+        # {"clean", "corrupted": (B,C)}: last vectors, after the final norm.
+        self.unpatched = {source: self._end_of(self.source), target: self.end}
+
+    def _end_of(self, run):
+        """(B,C): the last vector of {site: {layer: tensor}}, after the final norm."""
+        last = run["resid_post"][self.model.config.n_layer - 1][:, -1]  # (B,T,C) -> (B,C)
+        return self.model.transformer.ln_f(last)
 
     @torch.no_grad()
-    def run(self, layers=None, positions=None, head=None, max_tokens=4096, desc=None):
+    def run(self, site, layers=None, positions=None, head=None, max_tokens=4096, desc=None):
         """(B,layers,R,positions,C): last vectors, after the final norm, of one run a cell.
 
         layers: ascending; None for all. positions: those that are patched, each by itself; None for
@@ -133,23 +135,24 @@ class Sweep:
         each_position = positions is not None
         if not each_position:
             positions = [self.positions[0]]
+        new = self.source[site]
         patched = partial_runs.patch_site(
-            self.model, self.base, self.new, self.site, positions, each_position, layers, head
+            self.model, self.target, new, site, positions, each_position, layers, head
         )
-        ends = partial_runs.run_patched(self.model, self.base, patched, max_tokens, desc=desc)
+        ends = partial_runs.run_patched(self.model, self.target, patched, max_tokens, desc=desc)
         ends = self.model.transformer.ln_f(ends.permute(3, 0, 2, 1, 4))  # of (L,P,R,B,C)
         check_finite(ends)
         return ends
 
-    def vectors(self, each_position=True, max_tokens=4096, desc=None):
+    def vectors(self, site, each_position=True, max_tokens=4096, desc=None):
         """{"clean", "corrupted": (B,C), "patched": (B,cells,C)} of all cells; see PatchingResult.
 
         Cost: the tails of the patched runs.
         """
         positions = list(self.positions) if each_position else None
-        ends = self.run(None, positions, None, max_tokens, desc)  # (B,L,R,P,C)
+        ends = self.run(site, None, positions, None, max_tokens, desc)  # (B,L,R,P,C)
         ends = self.with_unchanged(ends) if each_position else ends[:, :, :, 0]
-        if self.site not in SITES_WITH_HEADS:
+        if site not in SITES_WITH_HEADS:
             ends = ends[:, :, 0]
         return self.unpatched | {"patched": ends}
 
@@ -159,7 +162,7 @@ class Sweep:
         Before them a patch puts in what was there: those cells are the unpatched run's end.
         """
         B, layers, R, _, _ = ends.shape
-        same = self.target.view(B, 1, 1, 1, -1).expand(-1, layers, R, self.positions[0], -1)
+        same = self.end.view(B, 1, 1, 1, -1).expand(-1, layers, R, self.positions[0], -1)
         return torch.cat((same, ends), 3)
 
 

@@ -103,8 +103,8 @@ def compute(model, shard, sites, direction, methods):
     batch = Batch(*map(torch.cat, zip(*batches)))
     values = {}
     for site in sites:
-        sweep = Sweep(model, batch.clean, batch.corrupted, site, direction)
-        for name, vectors in sweep.vectors().items():  # (B,cells,C), or (B,C)
+        sweep = Sweep(model, batch.clean, batch.corrupted, direction, [site])
+        for name, vectors in sweep.vectors(site).items():  # (B,cells,C), or (B,C)
             answers = batch.direction.view(len(shard), *[1] * (vectors.ndim - 2), -1)
             difference = -(vectors.to(answers.dtype) * answers).sum(-1).cpu()
             values[site if name == "patched" else name] = difference
