@@ -63,11 +63,11 @@ EXAMPLES = (
     ),
     (
         "A repeated sequence goes on",
-        " red seven lamp green table red seven lamp green",
-        " red seven lamp green window red seven lamp green",
+        " garden clock student horse teacher garden clock student horse",
+        " garden clock student horse doctor garden clock student horse",
         None,
         None,
-        GPT2,
+        NAMES,
     ),
 )
 
