@@ -18,7 +18,9 @@ from mingpt.explorer import (
     circuit_view,
     facts,
     models,
+    pictures,
     requests,
+    scripts,
     sweep_view,
 )
 from mingpt.explorer.guard import Guard
@@ -34,6 +36,9 @@ VIEWS = {
     "sweep": sweep_view.sweep,
     "cell": cell_view.cell,
     "joint": cell_view.joint,
+    "script": scripts.script,
+    "picture": pictures.picture,
+    "csv": pictures.csv,
 }
 OWN_FILES = Path(__file__).with_name("static")
 # What the pages of the analyses draw with, the explorer draws with too.

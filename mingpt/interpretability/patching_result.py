@@ -133,7 +133,7 @@ class PatchingResult:
         quantity = self.describe(measure)
         _, scale = MEASURES[measure]
         figure = figures.draw_heatmap(
-            values, columns, self._title(), quantity, rows, xlabel, scale, self.unpatched(measure)
+            values, columns, self.title(), quantity, rows, xlabel, scale, self.unpatched(measure)
         )
         return figures.shown(figure, path)
 
@@ -178,7 +178,7 @@ class PatchingResult:
         has_positions = values.ndim - (self.site in SITES_WITH_HEADS) > 1
         return figures.as_table(values, self.tokens if has_positions else None)
 
-    def _title(self):
+    def title(self):
         """The texts, the model, and what is put into which run."""
         lines = [f"{name}: {figures.quote(text)}" for name, text in self.texts.items()]
         what = f"clean {self.site} put into the corrupted run"
