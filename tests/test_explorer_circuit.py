@@ -101,13 +101,32 @@ def test_a_pair_is_run_and_scored_once(model, monkeypatch):
     assert len(scored) == 2
 
 
-def test_a_search_that_is_broken_off_leaves_nothing_half_done(model):
+def test_a_search_that_is_broken_off_goes_on_where_it_was(searched, model):
+    """Unless another pair came meanwhile, whose runs took the place."""
+    body, _, events, _ = searched
     cache = Cache()
-    search = circuit(model, BODY | {"method": "exact"}, cache)
-    for _ in range(5):
-        assert next(search)["share"] < 1
-    search.close()
-    assert next(circuit(model, BODY | {"method": "exact"}, cache)) == {"share": 0}
+
+    def begin(count):
+        search = circuit(model, body, cache)
+        shares = [next(search).get("share") for _ in range(count)]
+        search.close()
+        return shares
+
+    if body["method"] == "exact":
+        right = [event["share"] for event in events[:6]]
+        assert begin(3) == right[:3] and begin(3) == right[3:]
+        list(circuit(model, body | {"corrupted": CORRUPTED.replace("Smith", "Brown")}, cache))
+    assert begin(1) == [0]
+    assert list(circuit(model, body, cache))[-1] == events[-1]
+
+
+def test_a_search_that_fails_begins_anew(model, monkeypatch):
+    cache = Cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(circuit_view, "score_edges", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(circuit(model, BODY, cache))
+    assert list(circuit(model, BODY, cache))[0] == {"share": 0}
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def read_choice(body):
 def find_edges(model, body, cache):
     """Yield how far it is; comes back: the Circuit of the pair's largest edges, connected or not.
 
-    A pair's edges are scored once for each method; its runs are held until another pair comes.
+    A pair's edges are scored once for each method. Its runs, and a search that was broken off, are
+    held until another pair comes: then the search goes on where it was.
     """
     pair = read_pair(model, body)
     method = one_of(body, "method", METHODS)
@@ -78,16 +79,21 @@ def find_edges(model, body, cache):
     batch = tasks.read_pair(model, (*texts, *answers))
     key = str([*(ids.tolist() for ids in texts), answers])
     check_memory(model, batch.clean.size(1))
-    held = cache.get("base runs", dict)
-    if key not in held:
+    held = cache.get("pair of the circuits", dict)
+    if held.get("key") != key:
         held.clear()
-        held[key] = record_task(model, [batch])
-    runs = held[key]
+        held["runs"] = record_task(model, [batch])
+        held["key"] = key
+    runs = held["runs"]
     check_answers(*runs.unpatched())
     scores = cache.get(f"edges {key}", dict)
     if method not in scores:
-        yield {"share": 0.0}
-        scores[method] = yield from score(runs, method)
+        search = held.get(method) or score(runs, method, scores)
+        for share in search:
+            held[method] = search
+            yield {"share": share}
+            # What fails now cannot be gone on with.
+            held.pop(method, None)
     mask = first_edges(runs.graph, scores[method].abs(), MOST_EDGES)
     return Circuit(model, runs, mask, scores[method], method)
 
@@ -105,16 +111,18 @@ def check_memory(model, T):
         )
 
 
-def score(runs, method):
-    """Yield the share that is done; what comes back are the scores of all edges, (R,S)."""
+def score(runs, method, scores):
+    """Yield the share that is done, from 0; in the end scores[method] are all edges', (R,S)."""
     base = runs.batches[0]
+    possible = base.graph.possible
+    yield 0.0
     if method == "eap":
-        return score_edges([base], method).cpu()
-    scores = torch.zeros(base.graph.possible.shape)
-    total = base.graph.possible.sum().item()
+        scores[method] = score_edges([base], method).cpu()
+        return
+    found = torch.zeros(possible.shape)
     done = 0
     for readers, senders, drops in exact_pieces(base, AT_ONCE):
-        scores[readers, senders] = drops.cpu().to(scores.dtype)
+        found[readers, senders] = drops.cpu().to(found.dtype)
         done += drops.numel()
-        yield {"share": done / total}
-    return scores
+        yield done / possible.sum().item()
+    scores[method] = found
