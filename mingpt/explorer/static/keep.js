@@ -28,7 +28,7 @@ export function start(box, exported) {
   ];
   const link = button("Copy link", "The address of this view", () => copyLink(link));
   const enable = () => needView.forEach(made => { made.disabled = !exported(); });
-  subscribe(["sweep", "pair", "tab", "at", "cells", "site"], enable);
+  subscribe(["sweep", "pair", "tab", "at", "cells", "site", "circuit"], enable);
   enable();
   find("#dialog-close").addEventListener("click", () => find("#dialog").close());
   find("#dialog-copy").addEventListener("click", () => copy(find("#dialog-body").textContent, find("#dialog-copy")));
