@@ -31,7 +31,8 @@ export function start(panel) {
   parts.problem.setAttribute("role", "status");
   parts.found = add(panel, "div");
   parts.wait.hidden = parts.found.hidden = true;
-  addWorth(add(parts.found, "div", "", "worth"));
+  parts.worth = add(parts.found, "div", "", "worth");
+  addWorth(parts.worth);
   const split = add(parts.found, "div", "", "circuit");
   const picture = add(split, "section");
   picture.setAttribute("aria-label", "Graph");
@@ -142,10 +143,13 @@ function showShare({ share, stage }) {
 
 async function weigh() {
   const body = { ...fields(), size: size(), removed: state.removed };
+  parts.worth.setAttribute("aria-busy", "true");
   const last = await ask("faithfulness", body, event => {
     if (event.edges) worth = { ...event, size: body.size, edges: new Set(event.edges) };
   });
-  if (!last.cancelled) parts.problem.textContent = last.error ?? "";
+  if (last.cancelled) return;
+  parts.worth.setAttribute("aria-busy", "false");
+  parts.problem.textContent = last.error ?? "";
   if (last.end) showWorth();
 }
 
@@ -196,7 +200,8 @@ function showList(edges) {
   });
   list.addEventListener("keydown", event => {
     const next = step(event, numberOf(event), 0, Array(size()).fill(1));
-    if (next) rows[next[0]].focus();
+    const ends = { Home: 0, End: size() - 1 };
+    if (next) rows[ends[event.key] ?? next[0]].focus();
   });
   list.addEventListener("focusin", event => {
     for (const row of rows) row.tabIndex = row === event.target ? 0 : -1;
