@@ -194,7 +194,7 @@ def test_a_large_body_is_refused_however_it_is_announced():
     assert "bytes" in refused(request("POST", "/api/x", large), 413)
     # In pieces, with no length announced.
     refused(request("POST", "/api/x", iter([b"x" * 1000] * 1001)), 413)
-    for announced in ("5000000", "9" * 5000):
+    for announced in ("50000000", "9" * 5000):
         refused(request("POST", "/api/x", b"{}", content_length=announced), 413)
     # More than was announced.
     refused(request("POST", "/api/x", large, content_length="2"), 413)
@@ -280,8 +280,12 @@ def test_the_key_rules_hold_over_a_real_socket(explorer):
     plain = "content-type: text/plain"
     assert over_socket(explorer, post, host, cookie, plain, length, body=body)[0] == 415
     # It is refused at the announcement: nothing of it is sent.
-    large = "content-length: 5000000"
+    large = "content-length: 50000000"
     assert over_socket(explorer, post, host, cookie, kind, large)[0] == 413
+    # What a person may have pasted is passed over, so that the browser hears the answer.
+    large = "content-length: 5000000"
+    pasted = b"x" * 5_000_000
+    assert over_socket(explorer, post, host, cookie, kind, large, body=pasted)[0] == 413
 
 
 def test_a_real_answer_names_no_software_and_shares_nothing(explorer):

@@ -2,6 +2,9 @@
 
 import http.client
 import json
+import os
+import socket
+import sys
 import threading
 import time
 
@@ -115,6 +118,14 @@ def test_a_number_that_is_none_is_a_fault_and_not_sent(ask, view, capfd):
     view("broken", lambda model, body, cache: ({"value": x} for x in [float("nan")]))
     assert lines(ask("broken")) == [{"error": FAULT}]
     assert "no number" in capfd.readouterr().err
+
+
+def test_a_fault_outside_of_a_view_is_a_sentence_too(ask, monkeypatch, caplog):
+    monkeypatch.setattr(app.requests, "read_lane", lambda body, view: {}["/a/path/of/ours"])
+    answer = ask("model")
+    assert answer.status == 500 and json.load(answer) == {"error": FAULT}
+    assert "default-src 'self'" in answer.getheader("content-security-policy")
+    wait_for(lambda: "/a/path/of/ours" in caplog.text)
 
 
 def test_too_little_memory_is_a_sentence(ask, view, capfd):
@@ -286,6 +297,16 @@ def test_no_file_of_the_page_hides_one_that_is_shared():
     assert not own & shared
 
 
+def test_a_short_line_is_sent_at_once():
+    with (
+        serving.listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        connection, _ = listener.accept()
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
+
+
 def test_where_all_ports_are_taken_it_says_which(monkeypatch):
     with serving.listen("127.0.0.1", 0) as listener:
         taken = listener.getsockname()[1]
@@ -306,6 +327,12 @@ def test_with_nothing_to_do_it_does_nothing(explorer, ask):
     time.sleep(1)
     # Not how fast, but that nothing runs: what wakes up again and again takes more.
     assert time.process_time() - before < 0.02
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority")
+def test_the_thread_that_computes_lets_the_others_go_first(explorer):
+    thread = explorer.worker.thread.native_id
+    assert os.getpriority(os.PRIO_PROCESS, thread) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_the_cache_keeps_what_was_used_last():

@@ -14,6 +14,9 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers
 
 LARGEST_BODY = 1_000_000  # bytes of a request
+# What is larger is passed over up to here, and kept nowhere: a browser hears an answer only when it
+# has sent all. Beyond, the connection breaks.
+LARGEST_SEEN = 20_000_000
 HEADERS = {
     # Scripts, styles and connections of this server alone, and nothing inline.
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; "
@@ -174,19 +177,23 @@ async def read_body(receive, headers):
     too_large = Refusal(413, f"a request may have {LARGEST_BODY:,} bytes; shorten the texts")
     announced = headers.get("content-length", "0")
     # Its length first: of very many digits Python makes no number.
-    if len(announced) > len(str(LARGEST_BODY)) or int(announced) > LARGEST_BODY:
+    if len(announced) > len(str(LARGEST_SEEN)) or int(announced) > LARGEST_SEEN:
         raise too_large
     body = bytearray()
+    size = 0
     is_whole = False
-    while not is_whole:
+    # What was announced need not be true, and with chunks nothing is announced.
+    while not is_whole and size <= LARGEST_SEEN:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
-        # What was announced need not be true, and with chunks nothing is.
-        if len(body) > LARGEST_BODY:
-            raise too_large
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= LARGEST_BODY:
+            body += piece
         is_whole = not message.get("more_body", False)
+    if size > LARGEST_BODY:
+        raise too_large
     return bytes(body)
 
 
