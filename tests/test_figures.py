@@ -198,3 +198,13 @@ def test_picture_and_table_are_written_both_or_neither(tmp_path, monkeypatch, fa
     with pytest.raises(ValueError, match=f"{failing}: Permission denied"):
         figures.save_heatmap(torch.ones(2, 2), ["a", "b"], "t", "q", tmp_path / "a.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_the_quantity_of_a_picture_of_one_row_is_not_cut_off():
+    quantity = "logit(' Smith') - logit(' Jones'), positive: the corrupted answer is ahead"
+    figure = figures.draw_heatmap(torch.ones(1, 11), range(11), "a title", quantity)
+    figure.canvas.draw()
+    label = figure.axes[1].yaxis.label
+    extent = label.get_window_extent()
+    assert label.get_text().split() == quantity.split()
+    assert figure.bbox.y0 <= extent.y0 and extent.y1 <= figure.bbox.y1

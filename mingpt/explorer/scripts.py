@@ -114,7 +114,8 @@ def cell_script(model, body):
     T = pair.clean.size(1)
     layer, position, head = requests.cell(body, model, site, T)
     where = T - 1 if position is None else position
-    start = cells_script(model, body, pair, site, [(layer, position, head)], [site, "z"])
+    sites = sorted({site, "z"})
+    start = cells_script(model, body, pair, site, [(layer, position, head)], sites)
     return start + ONE_CELL.format(layer=layer, where=where)
 
 

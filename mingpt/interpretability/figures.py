@@ -8,6 +8,7 @@ import sys
 import warnings
 from math import floor, log10
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 from mingpt.common import atomic_write
@@ -221,7 +222,9 @@ def _draw_image(
     axes.set_title(title, fontsize="medium", wrap=True, parse_math=False)
     # In a tall picture a bar of the whole height could not be seen at once.
     bar = figure.colorbar(image, shrink=min(1, 8 / down))
-    bar.set_label(quantity, parse_math=False)
+    # Along a short bar a long quantity takes two lines.
+    lines = wrap(quantity, int(12 * down), replace_whitespace=False)
+    bar.set_label("\n".join(lines), parse_math=False)
     return figure
 
 
