@@ -10,6 +10,7 @@ import torch
 from mingpt.explorer import requests
 from mingpt.explorer.events import numbers, tokens, top_tokens
 from mingpt.explorer.grid import compute, groups, read_grid, result_of
+from mingpt.interpretability import runs
 from mingpt.interpretability.inputs import token_texts, tokenizer_of
 from mingpt.interpretability.patching_result import MEASURES
 from mingpt.interpretability.web_pages import page_texts
@@ -24,6 +25,9 @@ def sweep(model, body, cache):
     event = show_texts(model, body)
     yield event
     if event["problem"]:
+        T = {len(texts) for texts in event["tokens"].values()}
+        if len(T) == 1 and 0 < max(T) <= model.block_size:
+            yield {"tops": say_next(model, event["tokens"])}
         return
     grid = read_grid(model, body)
     measure = requests.one_of(body, "measure", MEASURES)
@@ -80,6 +84,17 @@ def find_problem(model, body, rows):
     except ValueError as error:
         return str(error)
     return None
+
+
+def say_next(model, texts):
+    """{"clean", "corrupted": the most probable next tokens}, from which answers can be named.
+
+    texts: the tokens of both, equally many.
+    """
+    rows = [[token["id"] for token in texts[name]] for name in RUNS]
+    streams = runs.record(model, torch.tensor(rows), ["resid_post"])["resid_post"]
+    ends = streams[model.config.n_layer - 1][:, -1]  # (2,T,C) -> (2,C)
+    return dict(zip(RUNS, top_tokens(model, model.transformer.ln_f(ends))))
 
 
 def columns_of(model, grid):

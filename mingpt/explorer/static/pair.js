@@ -84,7 +84,7 @@ function showPair() {
   if (parts.shown !== tokens) tokenPairs(parts.tokens, clean, corrupted, differs);
   parts.shown = tokens;
   parts.problem.textContent = problem ?? "";
-  for (const run in RUNS) parts.says[run].classList.toggle("stale", Boolean(problem));
+  for (const run in RUNS) parts.says[run].classList.toggle("unknown", Boolean(problem && !tops));
   if (!tops) return;
   for (const run in RUNS) {
     showSays(run, tops);
@@ -103,21 +103,22 @@ function showSays(run, tops) {
 }
 
 function showAnswers(run) {
-  const { tokens, first, tops, answers } = known.pair, select = parts.answers[run];
+  const { tokens, first, differs, tops, answers } = known.pair, select = parts.answers[run];
   const chosen = state[`${run}_answer`];
   select.replaceChildren();
-  option(select, "", `${tokens[run][first].text} \u2260`);
+  const isOne = differs.filter(Boolean).length === 1;
+  option(select, "", isOne ? `${tokens[run][first].text} \u2260` : "choose one");
   for (const from in RUNS) {
     const group = add(select, "optgroup");
     group.label = `The ${from} run says`;
     for (const { id, text, probability } of tops[from]) option(group, id, `${text}  ${percent(probability)}`);
   }
-  if (chosen !== null) {
+  if (chosen !== null && answers) {
     // One that is in neither list, or is given as a text, is an entry of its own.
     const isListed = Object.values(tops).some(top => top.some(token => token.id === chosen));
     if (!isListed) option(select, answers[run].id, answers[run].text);
   }
-  select.value = chosen === null ? "" : answers[run].id;
+  select.value = answers && chosen !== null ? answers[run].id : chosen ?? "";
 }
 
 function option(parent, value, text) {

@@ -18,6 +18,9 @@ const fields = () => ({
   ...pairFields(), site: state.site, direction: state.direction, measure: state.measure, at: state.at,
 });
 
+// The heatmap is of what the controls say, and all of it is there.
+const isWhole = () => Boolean(known.sweep?.done) && JSON.stringify(known.sweep.body) === JSON.stringify(fields());
+
 export function start(panel) {
   addControls(add(panel, "div", "", "toolbar"));
   const split = add(panel, "div", "", "split");
@@ -37,12 +40,15 @@ export function start(panel) {
   subscribe(["loaded", "model", "clean", "corrupted", "clean_answer", "corrupted_answer", "site", "direction",
     "measure", "at"], run);
   // What another tab did not wait for.
-  subscribe(["tab"], () => { if (state.tab === "patch" && !known.sweep?.done) run(); });
+  subscribe(["tab"], () => { if (state.tab === "patch" && !isWhole()) run(); });
   subscribe(["sweep"], showSweep);
   subscribe(["cells"], showSelected);
   // It is of other texts then.
-  subscribe(["pair"], () => parts.map.classList.toggle("stale", Boolean(known.pair.problem)));
-  return () => known.sweep?.done && !known.pair.problem ? { of: "sweep", ...known.sweep.body } : null;
+  subscribe(["pair"], () => {
+    parts.map.inert = Boolean(known.pair.problem);
+    parts.map.classList.toggle("stale", parts.map.inert);
+  });
+  return () => isWhole() ? { of: "sweep", ...known.sweep.body } : null;
 }
 
 // --- The controls.
@@ -107,20 +113,27 @@ async function run() {
   parts.map.setAttribute("aria-busy", "true");
   const last = await ask("sweep", body, event => {
     if (event.tokens) learn({ pair: event });
-    else if (event.answers) {
-      sweep = begin(event, body);
+    else if (event.tops) {
+      // Where no answers are named yet, it is from these that they can be.
       const { tops, answers, unpatched } = event;
+      if (answers) sweep = begin(event, body);
       learn({ pair: { ...known.pair, tops, answers, unpatched } });
       // The other tabs need the pair alone; the one worker is theirs then.
-      if (state.tab !== "patch") cancel("sweep");
+      if (state.tab !== "patch") rest();
     } else {
       event.layers.forEach((layer, i) => { sweep.values[body.at ? 0 : layer] = event.values[i]; });
       learn({ sweep: { ...sweep } });
     }
   });
+  if (last.cancelled) return;
   if (last.error) learn({ pair: { ...noTokens, ...known.pair, problem: last.error } });
-  if (last.end && sweep) learn({ sweep: { ...sweep, done: true } });
-  if (!last.cancelled) parts.map.setAttribute("aria-busy", "false");
+  else if (sweep) learn({ sweep: { ...sweep, done: true } });
+  parts.map.setAttribute("aria-busy", "false");
+}
+
+function rest() {
+  cancel("sweep");
+  parts.map.setAttribute("aria-busy", "false");
 }
 
 const noTokens = { tokens: { clean: [], corrupted: [] }, differs: [], first: null };
