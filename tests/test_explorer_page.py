@@ -312,7 +312,8 @@ def test_the_view_can_be_kept_as_script_picture_and_table(page, model, tmp_path)
 def test_the_link_is_copied(page):
     page.choose("site", "q")
     page.browser.execute_cdp_cmd(
-        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]}
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
     )
     page.click("Copy link")
     page.wait(lambda: "Copied" in page.texts("#exports button"))
@@ -340,7 +341,7 @@ def test_another_model_can_be_chosen(page, explorer, monkeypatch):
 
     monkeypatch.setattr(explorer.models, "read", read)
     page.Select(page.find("#model")).select_by_index(1)
-    page.wait(lambda: len(page.numbers()) == 2)
+    page.wait(lambda: print(page.text("#notice"), page.text(".pair .problem"), len(page.numbers())) or len(page.numbers()) == 2)
     page.finish()
     assert len(page.numbers()[0]) == len(CLEAN)
     assert "model=gpt2" in page.browser.current_url

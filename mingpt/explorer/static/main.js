@@ -94,13 +94,14 @@ function chooseModel() {
     key: null, against: null, size: null, removed: [] });
 }
 
-// Where the address leaves something open, it is as in the first example.
+// Where the address leaves something open, or says what there is not, it is as at the start.
 function fillIn() {
-  const [example] = known.facts.examples;
-  const names = known.facts.models.map(model => model.name);
-  const changes = {};
-  if (!names.includes(state.model)) changes.model = known.facts.start;
-  if (!(state.tab in TABS)) changes.tab = "patch";
+  const { models, sites, measures, examples: [example], start } = known.facts, changes = {};
+  const names = list => list.map(({ name }) => name);
+  const choices = [["model", names(models), start], ["tab", Object.keys(TABS), "patch"],
+    ["site", names(sites), "resid_post"], ["measure", names(measures), "logit_diff"],
+    ["direction", ["denoise", "noise"], "denoise"]];
+  for (const [name, allowed, usual] of choices) if (!allowed.includes(state[name])) changes[name] = usual;
   if (!state.clean && !state.corrupted) Object.assign(changes, pair.ofExample(example));
   set(changes, { quiet: true });
 }
@@ -116,7 +117,7 @@ async function start() {
   find("#model").addEventListener("change", chooseModel);
   pair.start(find("#pair"));
   past.start(find("#history"));
-  keep.start(find("#exports"), () => exported[state.tab]());
+  keep.start(find("#exports"), () => exported[state.tab]?.() ?? null);
   subscribe(["tab"], showTab);
   subscribe(["model"], () => {
     if (known.facts && state.model !== known.loaded?.name) load(state.model);
