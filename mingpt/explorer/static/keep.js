@@ -61,7 +61,7 @@ function showHelp() {
 // What the server makes of the view: {text} or {png}. Where it cannot, its sentence is shown.
 async function make(kind, request) {
   let made = null;
-  const last = await ask(kind, request, event => { made = event; }, { lane: "keep" });
+  const last = await ask(kind, request, event => { made = event; });
   if (last.error) add(open("This cannot be kept", false), "p", last.error, "problem");
   return last.end ? made : null;
 }
