@@ -1,6 +1,7 @@
 // The Patch tab: what a patch of each cell does to the answer. A heatmap that grows as its rows are computed.
 
 import { ask, cancel } from "./api.js";
+import * as cell from "./cell.js";
 import { add, rounded } from "./common.js";
 import { heatmap } from "./heatmap.js";
 import { known, learn, pairFields, set, state, subscribe } from "./state.js";
@@ -35,6 +36,7 @@ export function start(panel) {
   parts.detail.id = "detail";
   parts.detail.tabIndex = -1;
   parts.detail.setAttribute("aria-label", "The chosen cell");
+  cell.start(parts.detail);
   left.addEventListener("keydown", goUp);
   parts.detail.addEventListener("keydown", goUp);
   subscribe(["loaded", "model", "clean", "corrupted", "clean_answer", "corrupted_answer", "site", "direction",
@@ -210,7 +212,7 @@ function enter(row, column) {
 function goUp(event) {
   if (event.key !== "Escape" || !table) return;
   if (parts.detail.contains(event.target)) {
-    const [row, column] = placeOf(state.cells[0] ?? { layer: 0, position: 0 });
+    const [row, column] = placeOf(state.cells.at(-1) ?? { layer: 0, position: 0 });
     table.cells[row]?.[column]?.focus();
   } else if (state.cells.length) set({ cells: [] });
   else if (state.at) set({ at: null });

@@ -1,0 +1,224 @@
+"""The detail of a cell on the explorer's page: its numbers are the library's; mouse and keys."""
+
+import pytest
+
+from mingpt.interpretability.activation_patching import (
+    get_activations,
+    patch_activation,
+    patch_layers,
+)
+from mingpt.interpretability.logit_lens import analyze
+from mingpt.interpretability.web_pages import page_texts
+from mingpt.model import GPT
+from mingpt.sites import Patch
+
+ui = pytest.importorskip("selenium.webdriver.support.ui", reason="needs selenium")
+
+TEXTS = {
+    "clean": "Michelle Jones was a top-notch student. Michelle",
+    "corrupted": "Michelle Smith was a top-notch student. Michelle",
+}
+LAYER = 5
+POSITION = 10  # the last one
+PATIENCE = 20  # seconds
+
+
+@pytest.fixture(scope="module")
+def model():
+    return GPT.from_pretrained("names")
+
+
+@pytest.fixture(scope="module")
+def answers(model):
+    return model.tokenizer.encode(" Jones Smith")
+
+
+def wait(browser, found):
+    """What found(browser) returns, once it is true."""
+    return ui.WebDriverWait(browser, PATIENCE).until(found)
+
+
+@pytest.fixture
+def show(browser, explorer):
+    """show(fields) opens the page at an address, and gives the detail once it is whole."""
+
+    def open_address(fields):
+        browser.get("about:blank")  # else a change of the fragment would be no start
+        browser.get(f"{explorer.address}#{fields}")
+        wait(browser, lambda b: b.find_elements("css selector", '#detail .cell[aria-busy="false"]'))
+        browser.execute_script(
+            "for (const fold of document.querySelectorAll('#detail details')) fold.open = true"
+        )
+        return browser.find_element("id", "detail")
+
+    yield open_address
+    assert not browser.get_log("browser")
+
+
+def number(text):
+    return float(text.replace("−", "-"))
+
+
+def rows_of(detail, part):
+    """The texts of a table's cells, row by row."""
+    rows = detail.find_elements("css selector", f".{part} tbody tr")
+    return [[cell.text for cell in row.find_elements("css selector", "td, th")] for row in rows]
+
+
+def difference(logits, answers):
+    """The published logit difference of logits (V,)."""
+    jones, smith = answers
+    return (logits[smith] - logits[jones]).item()
+
+
+def patched_logits(model, site="resid_post", head=None):
+    """Last-token logits (V,) with the clean site at LAYER and POSITION in the corrupted run."""
+    new = get_activations(model, TEXTS["clean"], site)[site][LAYER]
+    patch = Patch(LAYER, POSITION, None, site, head)
+    arguments = LAYER, POSITION, new[patch.index], site, head
+    return patch_activation(model, TEXTS["corrupted"], *arguments)[0]
+
+
+def test_value_and_sentence_are_of_the_cell(show, model):
+    detail = show(f"cells={LAYER}.{POSITION}")
+    result = patch_layers(model, *TEXTS.values())
+    assert (
+        detail.find_element("tag name", "h2").text == "resid_post, layer 5, position 10 ␣Michelle"
+    )
+    shown = detail.find_element("css selector", ".value b").text
+    assert number(shown) == pytest.approx(result.logit_diff[LAYER, POSITION].item(), abs=0.006)
+    sentence = detail.find_element("css selector", ".value .note").text
+    assert sentence.startswith("the clean resid_post of layer 5 at position 10")
+
+
+def test_the_next_tokens_are_listed_with_and_without_the_patch(show, model):
+    rows = rows_of(show(f"cells={LAYER}.{POSITION}"), "tops")
+    unpatched = model(model.tokenizer(TEXTS["corrupted"]))[0][0, -1]
+    lists = [unpatched.topk(20), patched_logits(model).topk(20)]
+    ranks = lists[0].indices.tolist()
+    for rank, row in enumerate(rows):
+        for column, top in zip(row[1:3], lists):
+            [text] = page_texts(model.tokenizer.tokens([top.indices[rank].item()]))
+            assert column.startswith(text)
+        before = lists[1].indices[rank].item()
+        before = ranks.index(before) if before in ranks else None
+        moved = (
+            "▲ new"
+            if before is None
+            else ["", f"▲ {before - rank}", f"▼ {rank - before}"][(before > rank) - (before < rank)]
+        )
+        assert row[3] == moved
+    assert len(rows) == 20
+
+
+def test_each_head_is_patched_by_itself(show, model, answers):
+    detail = show(f"cells={LAYER}.{POSITION}")
+    cells = detail.find_elements("css selector", ".heads td")
+    assert len(cells) == 4
+    for head, cell in enumerate(cells):
+        value = difference(patched_logits(model, "z", head), answers)
+        assert number(cell.text) == pytest.approx(value, abs=0.051)
+
+
+def test_the_heads_look_where_the_patterns_say(show, model):
+    rows = show(f"cells={LAYER}.{POSITION}").find_elements("css selector", ".looks button")
+    assert len(rows) == 4
+    for name, line in (("clean", 0), ("corrupted", 1)):
+        pattern = get_activations(model, TEXTS[name], "pattern")["pattern"][LAYER][0, :, POSITION]
+        tokens = page_texts(model.tokenizer.tokens(model.tokenizer.encode(TEXTS[name])))
+        for row, weights in zip(rows, pattern):
+            token, weight = row.find_elements("css selector", ".most span")[line].text.split()
+            assert token == tokens[weights.argmax()]
+            assert float(weight) == pytest.approx(weights.max().item(), abs=0.006)
+
+
+def test_the_lens_stands_side_by_side(show, model, answers):
+    rows = rows_of(show(f"cells={LAYER}.{POSITION}"), "lens")
+    lenses = [analyze(model, text) for text in TEXTS.values()]
+    streams = [get_activations(model, text)["resid_post"] for text in TEXTS.values()]
+    for layer, (name, *columns) in enumerate(rows):
+        assert name == str(layer)
+        for run_number, lens in enumerate(lenses):
+            says, shown = columns[2 * run_number : 2 * run_number + 2]
+            [top] = page_texts([lens.top[layer][POSITION][0]])
+            assert says.startswith(top)
+            stream = streams[run_number][layer][0, POSITION]
+            logits = model.lm_head(model.transformer.ln_f(stream))
+            assert number(shown) == pytest.approx(difference(logits, answers), abs=0.006)
+    assert len(rows) == 12
+
+
+def test_the_neurons_are_patched_one_by_one(show, model, answers):
+    rows = rows_of(show(f"cells={LAYER}.{POSITION}"), "neurons")
+    acts = [get_activations(model, text, "mlp_post")["mlp_post"][LAYER] for text in TEXTS.values()]
+    clean, corrupted = (x[0, POSITION] for x in acts)
+    assert len(rows) == 10
+    for name, *shown in rows:
+        layer, neuron = map(int, name.split("."))
+        assert layer == LAYER
+        assert number(shown[0]) == pytest.approx(clean[neuron].item(), abs=0.006)
+        assert number(shown[1]) == pytest.approx(corrupted[neuron].item(), abs=0.006)
+        new = corrupted.clone()
+        new[neuron] = clean[neuron]
+        arguments = LAYER, POSITION, new, "mlp_post"
+        logits = patch_activation(model, TEXTS["corrupted"], *arguments)[0]
+        assert number(shown[3]) == pytest.approx(difference(logits, answers), abs=0.006)
+
+
+def test_several_cells_are_patched_together(show, model, answers):
+    cells = [(5, 1), (5, 10), (6, 1)]
+    detail = show("cells=" + ",".join(f"{layer}.{position}" for layer, position in cells))
+    clean = get_activations(model, TEXTS["clean"])["resid_post"]
+    patches = [(layer, position, clean[layer][:, position]) for layer, position in cells]
+    model(model.tokenizer(TEXTS["corrupted"]), patch_params=patches)
+    joint = difference(model.last_token_logits[0], answers)
+    result = patch_layers(model, *TEXTS.values())
+    start = result.corrupted.item()
+    single = [result.logit_diff[cell].item() for cell in cells]
+    sum_of_moves = sum(value - start for value in single)
+
+    wait(detail, lambda d: len(rows_of(d, "joint")) == 5)
+    values, moves = zip(*(map(number, row[1:]) for row in rows_of(detail, "joint")))
+    expected = [*single, start + sum_of_moves, joint]
+    assert values == pytest.approx(expected, abs=0.006)
+    assert moves == pytest.approx([value - start for value in expected], abs=0.006)
+    said = detail.find_element("css selector", ".joint p").text
+    assert said.startswith(f"{joint:.2f}".replace("-", "−"))
+    assert "Together they do less than the sum" in said
+
+
+def test_the_keys_go_down_into_the_cell_on_to_a_head_and_back(show, browser):
+    keys = pytest.importorskip("selenium.webdriver").Keys
+    detail = show("cells=5.10")
+
+    def press(*pressed):
+        for key in pressed:
+            browser.switch_to.active_element.send_keys(key)
+
+    cell = browser.find_element("css selector", '#heatmap [aria-selected="true"]')
+    cell.send_keys(keys.ENTER)
+    assert browser.switch_to.active_element == detail
+    press(keys.TAB, keys.TAB)  # the first fold, and in it the first head
+    assert browser.switch_to.active_element == detail.find_element("css selector", ".heads td")
+    press(keys.ARROW_RIGHT, keys.ARROW_RIGHT)
+    assert "The z of head 5.2 alone" in detail.find_element("css selector", ".heads .note").text
+    press(keys.ESCAPE)
+    assert browser.switch_to.active_element == cell
+
+    detail.find_elements("css selector", ".looks button")[1].send_keys(keys.ARROW_DOWN)
+    press(keys.HOME, keys.ARROW_RIGHT)
+    note = detail.find_element("css selector", ".looks .note").text
+    assert note.startswith("Head 5.2 at position 1: clean ␣Jones 0.9")
+
+
+@pytest.mark.parametrize("cells, sentence", [("5.99", "position"), ("99.1", "layer")])
+def test_a_cell_that_is_not_there_is_a_sentence(cells, sentence, show):
+    problem = show(f"cells={cells}").find_element("css selector", ".cell .problem").text
+    assert sentence in problem and "must be" in problem
+
+
+@pytest.mark.parametrize("width", [360, 1280, 2000])
+def test_all_parts_fit_the_screen(width, show, set_window, browser):
+    set_window(width, 800)
+    show("cells=5.1,5.10")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
