@@ -114,7 +114,9 @@ def test_another_host_is_warned_of_and_keeps_the_token(start):
     [
         (["--port", "70000"], "a port is a number from 0 to 65535, got 70000"),
         (["--port", "-1"], "a port is a number from 0 to 65535, got -1"),
-        (["--host", "256.1.1.1"], "no address '256.1.1.1'"),
+        (["--host", "256.1.1.1"], "there is no host '256.1.1.1'"),
+        (["--host", "a" * 70], "there is no host 'aaa"),
+        (["--host", "a..b"], "there is no host 'a..b'"),
         (["--host", "192.0.2.1", "--port", "0"], "nothing can be served at port 0 of 192.0.2.1"),
         (["--host", "192.0.2.1"], "nothing can be served at port 8427 of 192.0.2.1"),
         (["--model", "/no/folder"], "there is no folder /no/folder"),

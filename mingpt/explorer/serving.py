@@ -19,10 +19,9 @@ def listen(host, port):
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ValueError(
-            f"this machine has no address {host!r} ({error.strerror}); leave --host out"
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter where it cannot be a name at all
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"there is no host {host!r:.80} ({reason}); leave --host out") from error
     last = min(port + PORTS_TO_TRY, 65535) if port else 0
     for candidate in range(port, last + 1):
         try:
