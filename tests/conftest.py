@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,13 @@ def browser(tmp_path_factory):
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield started
     started.quit()
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """The source of axe-core, which checks a page for those who see little or use no mouse."""
+    package = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+    return Path(package.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The explorer's page in a browser: texts, heatmap, answers, keyboard, address, history, files."""
 
-from pathlib import Path
-
 import pytest
 
 from mingpt.explorer.models import Loaded
@@ -47,7 +45,7 @@ class Page:
 
     def finish(self):
         """Wait until the heatmap is whole."""
-        whole = "#panel-patch [aria-busy=false]"
+        whole = "#heatmap[aria-busy=false]"
         self.wait(lambda: self.all(whole))
 
     def type(self, run, text):
@@ -364,13 +362,6 @@ def test_a_hostile_text_is_shown_and_does_nothing(page):
     assert hostile.format(1) in page.text("#dialog pre")
     assert page.run("return typeof hacked") == "undefined"
     assert not page.all("img") and page.run("return document.scripts.length") == 1
-
-
-@pytest.fixture(scope="module")
-def axe():
-    """The source of axe-core, which checks a page for those who see little or use no mouse."""
-    package = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
-    return Path(package.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

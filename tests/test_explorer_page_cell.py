@@ -218,7 +218,11 @@ def test_a_cell_that_is_not_there_is_a_sentence(cells, sentence, show):
 
 
 @pytest.mark.parametrize("width", [360, 1280, 2000])
-def test_all_parts_fit_the_screen(width, show, set_window, browser):
+def test_all_parts_fit_the_screen_and_keep_the_rules_of_axe(width, show, set_window, browser, axe):
     set_window(width, 800)
     show("cells=5.1,5.10")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_script(axe)
+    found = browser.execute_async_script("axe.run('#detail').then(arguments[0])")
+    assert "color-contrast" in [rule["id"] for rule in found["passes"]]
+    assert not [rule["id"] for rule in found["violations"]]

@@ -2,7 +2,6 @@
 
 import html
 import re
-from pathlib import Path
 
 import pytest
 
@@ -19,13 +18,6 @@ PAGES = {
     "logit_lens": lambda model, path: analyze(model, TEXT).plot(path, "kl"),
     "neurons": lambda model, path: top_activating_examples(model, 1, [2, 5], [TEXT]).plot(path),
 }
-
-
-@pytest.fixture(scope="module")
-def axe():
-    """The source of axe-core, which checks a page for those who see little or use no mouse."""
-    package = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
-    return Path(package.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (360, 640)])
