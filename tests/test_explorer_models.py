@@ -141,7 +141,9 @@ def test_a_download_shows_how_far_it_is(save, point_to, monkeypatch, tmp_path):
     shares = [event["share"] for event in events if event["share"]]
     assert events[0] == {"stage": "looking for gpt2", "share": None}
     assert "downloading gpt2" in [event["stage"] for event in events]
-    assert shares == sorted(shares) and 0.4 < shares[-1] <= 0.5
+    assert shares == sorted(shares) and shares[-1] <= 1
+    # So much was there while the hub held back the rest.
+    assert [share for share in shares if 0.4 < share <= 0.5]
     assert chosen.get("gpt2").model.config.n_embd == 200
 
 
