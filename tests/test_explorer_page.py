@@ -307,6 +307,18 @@ def test_the_view_can_be_kept_as_script_picture_and_table(page, model, tmp_path)
     assert len(lines) == 13 and lines[0].startswith("layer,")
 
 
+def test_with_cells_selected_the_script_is_theirs(page):
+    cell = page.cell(4, 1)
+    for keys in (page.keys.ENTER, page.keys.SHIFT + page.keys.ARROW_DOWN):
+        cell.send_keys(keys)
+        page.click("Script")
+        page.wait(lambda: page.all("#dialog pre"))
+        script = page.text("#dialog pre")
+        assert "Patch(4, 1, " in script
+        assert ("Patch(5, 1, " in script) == (keys != page.keys.ENTER)
+        page.find("#dialog-close").click()
+
+
 def test_the_link_is_copied(page):
     page.choose("site", "q")
     page.browser.execute_cdp_cmd(

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { add } from "./common.js";
-import { subscribe, writeAddress } from "./state.js";
+import { known, state, subscribe, writeAddress } from "./state.js";
 
 const find = selector => document.querySelector(selector);
 const KEYS = [
@@ -13,22 +13,23 @@ const KEYS = [
   ["?", "this help"],
 ];
 
-// exported(): what the view that is shown would be asked again as, with its name as `of`; or null.
+// What is asked for, its button, what the button says of itself, and what is done with the answer.
+const KINDS = [
+  ["script", "Script", "This view as a Python script that prints the same numbers", showScript],
+  ["picture", "PNG", "This view as a picture", savePicture],
+  ["csv", "CSV", "This view's numbers as a table", saveTable],
+];
+
+// exported(kind): what the view that is shown would be asked again as, with its name as `of`; or null where there is
+// nothing to take along.
 export function start(box, exported) {
-  const button = (title, hint, act) => {
-    const made = add(box, "button", title);
-    made.title = hint;
-    made.addEventListener("click", () => act(exported()));
-    return made;
-  };
-  const needView = [
-    button("Script", "This view as a Python script that prints the same numbers", showScript),
-    button("PNG", "This view as a picture", savePicture),
-    button("CSV", "This view's numbers as a table", saveTable),
-  ];
-  const link = button("Copy link", "The address of this view", () => copyLink(link));
-  const enable = () => needView.forEach(made => { made.disabled = !exported(); });
-  subscribe(["sweep", "pair", "tab", "at", "cells", "site", "circuit"], enable);
+  const buttons = KINDS.map(([kind, title, hint, take]) => {
+    const act = () => make(kind, exported(kind), take);
+    return [kind, addButton(box, title, hint, act)];
+  });
+  const link = addButton(box, "Copy link", "The address of this view", () => copyLink(link));
+  const enable = () => buttons.forEach(([kind, button]) => { button.disabled = !exported(kind); });
+  subscribe([...Object.keys(state), ...Object.keys(known)], enable);
   enable();
   find("#dialog-close").addEventListener("click", () => find("#dialog").close());
   find("#dialog-copy").addEventListener("click", () => copy(find("#dialog-body").textContent, find("#dialog-copy")));
@@ -36,6 +37,13 @@ export function start(box, exported) {
   document.addEventListener("keydown", event => {
     if (event.key === "?" && !event.target.closest("textarea, input, select, dialog")) showHelp();
   });
+}
+
+function addButton(box, title, hint, act) {
+  const button = add(box, "button", title);
+  button.title = hint;
+  button.addEventListener("click", act);
+  return button;
 }
 
 function open(title, canCopy) {
@@ -58,31 +66,27 @@ function showHelp() {
   }
 }
 
-// What the server makes of the view: {text} or {png}. Where it cannot, its sentence is shown.
-async function make(kind, request) {
+// Take what the server makes of the view: {text} or {png}. Where it cannot, its sentence is shown.
+async function make(kind, request, take) {
   let made = null;
   const last = await ask(kind, request, event => { made = event; });
-  if (last.error) add(open("This cannot be kept", false), "p", last.error, "problem");
-  return last.end ? made : null;
+  if (last.error) add(open("This cannot be taken along", false), "p", last.error, "problem");
+  if (last.end) take(made, request.of);
 }
 
-async function showScript(request) {
-  const made = await make("script", request);
-  if (!made) return;
-  const text = add(open("This view as a script", true), "pre", made.text);
-  text.tabIndex = 0;
-  text.setAttribute("role", "group");
-  text.setAttribute("aria-label", "Script");
+function showScript({ text }) {
+  const script = add(open("This view as a script", true), "pre", text);
+  script.tabIndex = 0;
+  script.setAttribute("role", "group");
+  script.setAttribute("aria-label", "Script");
 }
 
-async function savePicture(request) {
-  const made = await make("picture", request);
-  if (made) save(Uint8Array.from(atob(made.png), letter => letter.charCodeAt(0)), "image/png", `${request.of}.png`);
+function savePicture({ png }, name) {
+  save(Uint8Array.from(atob(png), letter => letter.charCodeAt(0)), "image/png", `${name}.png`);
 }
 
-async function saveTable(request) {
-  const made = await make("csv", request);
-  if (made) save(made.text, "text/csv", `${request.of}.csv`);
+function saveTable({ text }, name) {
+  save(text, "text/csv", `${name}.csv`);
 }
 
 function save(content, type, name) {

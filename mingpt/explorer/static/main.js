@@ -117,7 +117,7 @@ async function start() {
   find("#model").addEventListener("change", chooseModel);
   pair.start(find("#pair"));
   past.start(find("#history"));
-  keep.start(find("#exports"), () => exported[state.tab]?.() ?? null);
+  keep.start(find("#exports"), kind => exported[state.tab]?.(kind) ?? null);
   subscribe(["tab"], showTab);
   subscribe(["model"], () => {
     if (known.facts && state.model !== known.loaded?.name) load(state.model);

@@ -10,8 +10,8 @@
 // change of several, and not at the start.
 //
 // A view is a module that exports start(panel): it fills its part of the page, subscribes, and returns a
-// function exported() -> what Script, PNG and CSV are asked for, {of: "attention", ...the fields of that
-// request} or null where there is nothing yet. It asks the server through api.js. It looks at `known.pair`:
+// function exported(kind) -> what a "script", "picture" or "csv" of it is asked for with, {of: "attention", ...the
+// fields of that request}, or null where there is none (yet). It asks the server through api.js. It looks at `known.pair`:
 // while that is null or has a problem there is nothing to ask; and while state.tab is not its own it rests.
 
 const START = {

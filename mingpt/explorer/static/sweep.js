@@ -50,7 +50,15 @@ export function start(panel) {
     parts.map.inert = Boolean(known.pair.problem);
     parts.map.classList.toggle("stale", parts.map.inert);
   });
-  return () => isWhole() ? { of: "sweep", ...known.sweep.body } : null;
+  return exported;
+}
+
+// With cells selected, the script is theirs.
+function exported(kind) {
+  if (!isWhole()) return null;
+  const { cells } = state;
+  if (kind !== "script" || !cells.length) return { of: "sweep", ...fields() };
+  return cells.length === 1 ? { of: "cell", ...fields(), ...cells[0] } : { of: "joint", ...fields(), cells };
 }
 
 // --- The controls.
