@@ -230,6 +230,20 @@ def test_keys_move_select_and_go_back_up(page):
     assert page.find("#dialog").is_displayed()
 
 
+def test_the_arrow_keys_lead_along_the_tabs(page):
+    page.find("#tab-patch").send_keys(page.keys.ARROW_LEFT)
+    last = page.all("[role=tab]")[-1]
+    assert page.browser.switch_to.active_element == last
+    assert last.get_attribute("aria-selected") == "true"
+    assert not page.find("#panel-patch").is_displayed()
+    # What was typed beside another tab is swept when this one is seen again.
+    page.type("corrupted", BROWN)
+    last.send_keys(page.keys.ARROW_RIGHT)
+    page.wait(lambda: "␣Brown" in page.texts(".map thead th span"))
+    page.finish()
+    assert page.find("#panel-patch").is_displayed() and page.numbers()[11][1] != ""
+
+
 def test_the_address_is_the_view(page):
     page.type("corrupted", BROWN)
     page.choose("site", "mlp_out")

@@ -81,7 +81,11 @@ function showTexts() {
 function showPair() {
   const { tokens, differs, problem, tops } = known.pair;
   const [clean, corrupted] = Object.keys(RUNS).map(run => tokens[run].map(token => token.text));
-  if (parts.shown !== tokens) tokenPairs(parts.tokens, clean, corrupted, differs);
+  if (parts.shown !== tokens) {
+    tokenPairs(parts.tokens, clean, corrupted, differs);
+    // A long text scrolls, and then the keys must come to it too.
+    parts.tokens.tabIndex = parts.tokens.scrollHeight > parts.tokens.clientHeight ? 0 : -1;
+  }
   parts.shown = tokens;
   parts.problem.textContent = problem ?? "";
   for (const run in RUNS) parts.says[run].classList.toggle("unknown", Boolean(problem && !tops));
