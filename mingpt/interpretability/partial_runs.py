@@ -216,8 +216,7 @@ def patch_site(model, base, new, site, positions, each_position=True, layers=Non
         layer = start - above
 
         def replace(rows, columns=slice(None)):  # (B,R,rows,C)
-            streams = patched_stream(model, base, layer, site, new[layer], rows, columns)
-            return streams[:, chosen]
+            return patched_stream(model, base, layer, site, new[layer], rows, columns, chosen)
 
         if not each_position:
             return {position: replace(slice(position, None)) for position in positions}
@@ -237,13 +236,16 @@ def patch_site(model, base, new, site, positions, each_position=True, layers=Non
     return PatchedRuns(starts, positions, R, inject)
 
 
-def patched_stream(model, base, layer, site, new, rows=slice(None), columns=slice(None)):
+def patched_stream(
+    model, base, layer, site, new, rows=slice(None), columns=slice(None), heads=slice(None)
+):
     """(B,R,rows,C): the residual stream after a block with the site replaced, at some positions.
 
     new: the site's tensor over all positions, of which the positions `columns` are put in. rows:
     the positions whose stream is asked for.
-    At the sites with heads there is a run for each head, in which it alone is replaced: R = H; else
-    R = 1. At resid_pre it is the stream before the block that comes back.
+    At the sites with heads there is a run for each of the heads, in which it alone is replaced:
+    R = H, or as many as the slice `heads` takes; else R = 1. At resid_pre it is the stream before
+    the block that comes back.
     """
     if site in ("resid_pre", "resid_post"):
         return new[:, None, rows]
@@ -267,7 +269,7 @@ def patched_stream(model, base, layer, site, new, rows=slice(None), columns=slic
     change = seen["z"] - base["z"][layer]  # (B,H,T,D)
     written = written_by_heads(block.attn, change[:, :, rows])  # (H,B,n,C)
     mid = base["resid_mid"][layer][:, None, rows]
-    mid = mid + written.transpose(0, 1)  # (B,1,n,C) + (B,H,n,C)
+    mid = mid + written[heads].transpose(0, 1)  # (B,1,n,C) + (B,R,n,C)
     return mid + block.mlp(block.ln_2(mid))
 
 
