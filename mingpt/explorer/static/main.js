@@ -1,6 +1,7 @@
 // The page: starts its parts, and keeps the tabs and the choice of the model.
 
 import { ask } from "./api.js";
+import * as attention from "./attention.js";
 import * as circuit from "./circuit.js";
 import { add } from "./common.js";
 import * as past from "./history.js";
@@ -12,6 +13,7 @@ import * as sweep from "./sweep.js";
 // The tabs from left to right: what each is called, and the module that fills it.
 const TABS = {
   patch: ["Patch", sweep],
+  attention: ["Attention", attention],
   circuit: ["Circuit", circuit],
 };
 const find = selector => document.querySelector(selector);

@@ -35,6 +35,7 @@ export const known = {
   // The heatmap that is shown: values (rows of numbers, null where none has come), rows, columns, first, quantity,
   // body (the request that it answers), and done (true once it is whole).
   sweep: null,
+  attention: null, // the answer of `attention`
   circuit: null, // the answer of `circuit`, once it is whole
 };
 
