@@ -1,14 +1,18 @@
 """What the explorer says of heads, against the library's functions on the same texts."""
 
 import base64
+import csv
+import io
 
 import numpy
 import pytest
 
+from mingpt.explorer import pictures, scripts
 from mingpt.explorer.attention_view import attention, explain
 from mingpt.explorer.worker import Cache
 from mingpt.interpretability.attention_analysis import explain_attention, extract_attention
 from mingpt.model import GPT
+from tests.test_explorer_scripts import run
 
 BODY = {
     "clean": "Michelle Jones was a top-notch student. Michelle",
@@ -81,3 +85,36 @@ def test_what_the_parts_add_sums_to_the_score(model):
 def test_a_request_that_asks_for_nothing_there_is_refused(model, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         list(explain(model, CELL | changes, Cache()))
+
+
+def keep(model, body):
+    """(script, table, bytes of the picture) of a view."""
+    views = (scripts.script, pictures.csv, pictures.picture)
+    script, table, picture = (list(view(model, body, Cache()))[-1] for view in views)
+    return script["text"], table["text"], base64.b64decode(picture["png"])
+
+
+def test_the_script_picture_and_table_of_a_head_have_its_weights(model, tmp_path):
+    script, table, picture = keep(model, CELL | {"of": "attention"})
+    right = extract_attention(model, BODY["clean"])[5, 3]
+    for query, *weights in run(script, tmp_path):
+        row = right[int(query), : int(query) + 1]
+        assert [float(weight) for weight in weights] == pytest.approx(row.tolist(), abs=0.00051)
+    header, *rows = csv.reader(io.StringIO(table))
+    assert header[0] == "query" and header[2] == "1  Jones" and rows[10][0] == "10  Michelle"
+    assert [float(weight) for weight in rows[10][1:]] == right[10].tolist()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_the_script_picture_and_table_of_an_explanation_have_its_numbers(model, tmp_path):
+    body = CELL | {"of": "explain", "against": "others"}
+    script, table, picture = keep(model, body)
+    (event,) = explain(model, body, Cache())
+    first, *lines = run(script, tmp_path)
+    assert float(first[1]) == pytest.approx(event["score"], rel=1e-4)
+    right = [*event["largest"], *event["by_query"][:-1], *event["by_key"][:-1]]
+    for line, entry in zip(lines, right, strict=True):
+        assert float(line[0]) == pytest.approx(entry["value"], rel=1e-4, abs=1e-5)
+    header, *rows = csv.reader(io.StringIO(table))
+    assert len(rows) == len(header) - 1 == 28  # token, position, 5 * (4 heads + 1 MLP), biases
+    assert picture.startswith(b"\x89PNG")

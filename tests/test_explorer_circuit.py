@@ -1,13 +1,18 @@
 """What the explorer says of circuits, against find_circuit on the same pair."""
 
+import base64
+import csv
+import io
+
 import pytest
 
-from mingpt.explorer import circuit_view
+from mingpt.explorer import circuit_view, pictures, scripts
 from mingpt.explorer.circuit_view import circuit, faithfulness
 from mingpt.explorer.worker import Cache
 from mingpt.interpretability.circuits import find_circuit
 from mingpt.interpretability.graph import layout
 from mingpt.model import GPT
+from tests.test_explorer_scripts import run
 
 CLEAN = "Michelle Jones was a top-notch student. Michelle"
 CORRUPTED = "Michelle Smith was a top-notch student. Michelle"
@@ -157,3 +162,25 @@ def test_a_pair_whose_runs_would_fill_the_memory_is_refused(model, monkeypatch):
     monkeypatch.setattr(circuit_view, "MOST_BYTES", 11 * 117_248 - 1)
     with pytest.raises(ValueError, match="takes texts of up to 10 tokens, got 11"):
         list(circuit(model, BODY, Cache()))
+
+
+def test_the_script_picture_and_table_of_a_circuit_have_its_edges(searched, model, tmp_path):
+    body, cache, events, _ = searched
+    removed = [{name: events[-1]["edges"][1][name] for name in ("sender", "reader")}]
+    body = body | {"model": "names", "of": "circuit", "size": 30, "removed": removed}
+    (event,) = faithfulness(model, body, cache)
+    edges = [events[-1]["edges"][i] for i in event["edges"]]
+    ((script,), (table,), (picture,)) = (
+        list(view(model, body, cache)) for view in (scripts.script, pictures.csv, pictures.picture)
+    )
+    assert len(script["text"].splitlines()) <= 12
+    *printed, last = run(script["text"], tmp_path)
+    for line, edge in zip(printed, edges, strict=True):
+        assert float(line[0]) == pytest.approx(edge["score"], rel=1e-4)
+    assert float(last[1]) == pytest.approx(event["faithfulness"], rel=1e-4)
+    header, *rows = csv.reader(io.StringIO(table["text"]))
+    assert header == ["edge", "score in logits"]
+    names = [f"{edge['sender']} to {edge['reader']}" for edge in edges]
+    assert [row[0] for row in rows] == names
+    assert [float(row[1]) for row in rows] == [edge["score"] for edge in edges]
+    assert base64.b64decode(picture["png"]).startswith(b"\x89PNG")

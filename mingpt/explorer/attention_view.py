@@ -36,12 +36,20 @@ def explain(model, body, cache):
 def explained(model, body):
     """The AttentionExplanation that a request asks for."""
     ids = read_run(model, body)
+    return explain_attention(model, ids, *read_head(model, body), *read_weight(body, ids.size(1)))
+
+
+def read_head(model, body):
+    """(layer, head) of a request."""
     layer = number(body, "layer", 0, model.config.n_layer - 1)
-    head = number(body, "head", 0, model.config.n_head - 1)
-    query = number(body, "query", 0, ids.size(1) - 1)
+    return layer, number(body, "head", 0, model.config.n_head - 1)
+
+
+def read_weight(body, T):
+    """(query, key, [other keys that it is explained against]) of a text of T tokens."""
+    query = number(body, "query", 0, T - 1)
     key = number(body, "key", 0, query)
-    against = read_against(body, query, key)
-    return explain_attention(model, ids, layer, head, query, key, against)
+    return query, key, read_against(body, query, key)
 
 
 def read_run(model, body):

@@ -40,10 +40,7 @@ def faithfulness(model, body, cache):
 
     As shares of the fall from the clean to the corrupted metric, and as the metric itself.
     """
-    size, removed = read_choice(body)
-    found = yield from find_edges(model, body, cache)
-    smaller = [edge[:2] for edge in found.edges[size:]]
-    chosen = found.without(smaller + removed)
+    found, chosen = yield from choose_edges(model, body, cache)
     kept = {edge[:2] for edge in chosen.edges}
     share = chosen.faithfulness()
     clean, corrupted = found.runs.unpatched()[:, 0].tolist()
@@ -52,6 +49,14 @@ def faithfulness(model, body, cache):
         "faithfulness": share,
         "metric": corrupted + share * (clean - corrupted),
     }
+
+
+def choose_edges(model, body, cache):
+    """Yield how far it is; comes back: find_edges' Circuit, and that of a request's size."""
+    size, removed = read_choice(body)
+    found = yield from find_edges(model, body, cache)
+    smaller = [edge[:2] for edge in found.edges[size:]]
+    return found, found.without(smaller + removed)
 
 
 def read_choice(body):

@@ -4,6 +4,8 @@ Whatever a person has typed stands in it as Python writes a literal, so that no 
 """
 
 from mingpt.explorer import requests
+from mingpt.explorer.attention_view import MOST_PARTS, read_head, read_run, read_weight
+from mingpt.explorer.circuit_view import read_choice
 from mingpt.explorer.grid import read_grid
 from mingpt.interpretability.activation_patching import DIRECTIONS
 from mingpt.interpretability.inputs import token_texts
@@ -72,6 +74,42 @@ print("single", *(f"{value:.6g}" for value in single))
 print("joint", f"{run(patches)[0]:.6g}")
 print("sum", f"{unpatched + sum(value - unpatched for value in single):.6g}")
 """
+
+ATTENTION = """\
+from mingpt.interpretability.attention_analysis import extract_attention
+from mingpt.model import GPT
+
+model = GPT.from_pretrained({name})
+patterns = extract_attention(model, {text})
+for query, weights in enumerate(patterns[{layer}, {head}].tolist()):
+    print(query, *(f"{{weight:.3f}}" for weight in weights[: query + 1]))
+"""
+EXPLAIN = """\
+from mingpt.interpretability.attention_analysis import explain_attention
+from mingpt.model import GPT
+
+model = GPT.from_pretrained({name})
+found = explain_attention(model, {text}, {layer}, {head}, {query}, {key}, {against})
+print("score", f"{{found.score:.6g}}", "baseline", f"{{found.baseline:.6g}}")
+for query, key, value in found.largest({count}):
+    print(f"{{value:.6g}} {{query}} with {{key}}")
+for side, sums in (("query", found.table.sum(1)), ("key", found.table.sum(0))):
+    for i in sums.abs().argsort(descending=True)[:{count}].tolist():
+        print(f"{{sums[i].item():.6g}} wrote the {{side}}: {{found.parts[i]}}")
+"""
+CIRCUIT = """\
+from mingpt.interpretability.circuits import find_circuit
+from mingpt.model import GPT
+
+model = GPT.from_pretrained({name})
+pair = ({clean}, {corrupted}, *{answers})  # {answer_texts}
+circuit = find_circuit(model, [pair], {method}, n_edges={size}).without({removed})
+for edge in circuit.edges:
+    print(f"{{edge.score:.6g}} {{edge.sender}} to {{edge.reader}}")
+print(f"faithfulness {{circuit.faithfulness():.6g}}")
+"""
+# {the circuit view's method: find_circuit's}
+METHODS = {"eap": "eap", "exact": "path_patching"}
 
 
 def script(model, body, cache):
@@ -147,5 +185,57 @@ def write_patch(site, layer, position, head):
     return f"Patch({layer}, {position}, new[{layer}][:, {place}], {site!r}, {head})"
 
 
+def attention_script(model, body):
+    """The script of one head's pattern."""
+    read_run(model, body)
+    layer, head = read_head(model, body)
+    return ATTENTION.format(name=repr(model.name), text=run_text(body), layer=layer, head=head)
+
+
+def explain_script(model, body):
+    """The script of why a head looks from a query to a key."""
+    T = read_run(model, body).size(1)
+    layer, head = read_head(model, body)
+    query, key, against = read_weight(body, T)
+    return EXPLAIN.format(
+        name=repr(model.name),
+        text=run_text(body),
+        layer=layer,
+        head=head,
+        query=query,
+        key=key,
+        against=against,
+        count=MOST_PARTS,
+    )
+
+
+def run_text(body):
+    """Python's literal of the text whose run is asked for."""
+    return repr(requests.text(body, body["run"]))
+
+
+def circuit_script(model, body):
+    """The script of the largest edges without the removed ones."""
+    pair = requests.read_pair(model, body)
+    size, removed = read_choice(body)
+    names = literals(
+        model,
+        pair,
+        clean=pair.clean_text,
+        corrupted=pair.corrupted_text,
+        method=METHODS[requests.one_of(body, "method", METHODS)],
+        size=size,
+        removed=removed,
+    )
+    return CIRCUIT.format(**names)
+
+
 # {name of a view: f(model, request), the text of its script}
-SCRIPTS = {"sweep": sweep_script, "cell": cell_script, "joint": joint_script}
+SCRIPTS = {
+    "sweep": sweep_script,
+    "cell": cell_script,
+    "joint": joint_script,
+    "attention": attention_script,
+    "explain": explain_script,
+    "circuit": circuit_script,
+}

@@ -303,13 +303,14 @@ def save_figure(figure, path):
         )
 
 
-def save_csv(values, columns, path, rows=None):
+def save_csv(values, columns, path, rows=None, corner="layer"):
     """Write values (rows, columns) in full precision.
 
-    A header `layer,<columns>`, then each row after its label; layer 0 first.
+    A header `layer,<columns>`, then each row after its label; layer 0 first. corner: what stands
+    there in place of "layer", where rows are something else.
     """
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["layer", *columns])
+        table.writerow([corner, *columns])
         for label, cells in zip(rows or range(len(values)), values.tolist()):
             table.writerow([label, *cells])
