@@ -7,7 +7,7 @@ from selenium.webdriver import ActionChains
 
 from mingpt.interpretability.attention_analysis import explain_attention, extract_attention
 from mingpt.model import GPT
-from tests.test_explorer_page import CLEAN, CORRUPTED, axe, page  # noqa: F401
+from tests.test_explorer_page import CLEAN, CORRUPTED, page  # noqa: F401
 
 CHOSEN = {
     "tab": "attention",

@@ -7,7 +7,7 @@ from selenium.webdriver import ActionChains
 
 from mingpt.interpretability.circuits import find_circuit
 from mingpt.model import GPT
-from tests.test_explorer_page import CLEAN, CORRUPTED, axe, page  # noqa: F401
+from tests.test_explorer_page import CLEAN, CORRUPTED, page  # noqa: F401
 
 PAIR = (CLEAN, CORRUPTED, " Jones", " Smith")
 
@@ -175,7 +175,7 @@ def test_a_new_text_brings_its_own_circuit(tab):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1280, 800), (360, 640)])
-def test_the_tab_keeps_the_rules_of_axe_and_fits_the_screen(tab, set_window, axe, size, scheme):  # noqa: F811
+def test_the_tab_keeps_the_rules_of_axe_and_fits_the_screen(tab, set_window, axe, size, scheme):
     set_window(*size)
     feature = {"name": "prefers-color-scheme", "value": scheme}
     tab.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
@@ -185,3 +185,11 @@ def test_the_tab_keeps_the_rules_of_axe_and_fits_the_screen(tab, set_window, axe
     found = tab.browser.execute_async_script("axe.run().then(arguments[0])")
     assert not {rule["id"]: rule["nodes"][0]["html"] for rule in found["violations"]}
     assert tab.run("return document.documentElement.scrollWidth") <= size[0]
+
+
+def test_the_circuit_that_is_shown_can_be_kept_as_a_script(tab):
+    set_size(tab, 25)
+    wait_for_worth(tab)
+    tab.click("Script")
+    tab.wait(lambda: tab.all("#dialog pre"))
+    assert "n_edges=25).without([])" in tab.text("#dialog pre")
