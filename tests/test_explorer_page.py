@@ -356,7 +356,12 @@ def test_a_model_that_cannot_be_had_says_so_and_the_old_one_stays(page, explorer
     assert page.find("#model").get_attribute("value") == "names"
     assert page.numbers() == before
     page.type("corrupted", BROWN)
-    assert page.numbers() != before
+    assert page.numbers() != before and page.text("#notice") == ""
+    # An address that names it opens the model to start with.
+    page.open("#model=gpt2")
+    page.wait(lambda: "cannot be had" in page.text("#notice"))
+    assert page.find("#model").get_attribute("value") == "names"
+    assert page.numbers() == before
 
 
 def test_another_model_can_be_chosen(page, explorer, monkeypatch):

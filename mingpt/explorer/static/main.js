@@ -66,8 +66,9 @@ function showStage({ stage, share }) {
   else find("#loading").removeAttribute("value");
 }
 
-// Load a model; the one that is there stays until the other has come, and if it does not come.
-async function load(name, changes) {
+// Load a model; the one that is there stays until the other has come, and if it does not come. problem: why it is this
+// one that is loaded, not the one that was wanted.
+async function load(name, changes, problem = "") {
   let loaded = null;
   const last = await ask("model", { model: name }, event => {
     if (event.model) loaded = event.model;
@@ -75,12 +76,12 @@ async function load(name, changes) {
   });
   if (last.cancelled) return;
   find("#loading").hidden = true;
-  say(last.error ?? "", Boolean(last.error));
+  say(last.error ?? problem, Boolean(last.error ?? problem));
   if (loaded && !last.error) {
     learn({ loaded: { ...loaded, name } });
     set({ model: name, ...changes }, { quiet: !changes });
   } else if (known.loaded) set({ model: known.loaded.name }, { quiet: true });
-  else if (name !== known.facts.start) load(known.facts.start);
+  else if (name !== known.facts.start) load(known.facts.start, undefined, last.error);
   showModel();
 }
 
@@ -121,6 +122,8 @@ async function start() {
   past.start(find("#history"));
   keep.start(find("#exports"), kind => exported[state.tab]?.(kind) ?? null);
   subscribe(["tab"], showTab);
+  // What went wrong has been read by then.
+  subscribe(["clean", "corrupted"], () => { if (find(".notice.problem")) say(""); });
   subscribe(["model"], () => {
     if (known.facts && state.model !== known.loaded?.name) load(state.model);
   });
