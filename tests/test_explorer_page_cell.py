@@ -209,6 +209,10 @@ def test_the_keys_go_down_into_the_cell_on_to_a_head_and_back(show, browser):
     press(keys.HOME, keys.ARROW_RIGHT)
     note = detail.find_element("css selector", ".looks .note").text
     assert note.startswith("Head 5.2 at position 1: clean ␣Jones 0.9")
+    press(keys.ENTER)
+    wait(browser, lambda b: b.find_element("id", "panel-attention").is_displayed())
+    wait(browser, lambda b: "head=5.2&query=10" in b.current_url)
+    assert browser.switch_to.active_element == browser.find_element("id", "tab-attention")
 
 
 @pytest.mark.parametrize("cells, sentence", [("5.99", "position"), ("99.1", "layer")])

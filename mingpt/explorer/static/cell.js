@@ -114,8 +114,6 @@ async function askJoint(fields, cells) {
 
 // The same head in the Attention tab, at the cell's token.
 function openHead({ layer, position }, head) {
-  const tab = document.querySelector("#tab-attention");
-  if (!tab) return;
   set({ tab: "attention", head: `${layer}.${head}`, query: position, key: null, against: null });
-  tab.focus();
+  document.querySelector("#tab-attention").focus();
 }
