@@ -31,7 +31,9 @@ export function start(box) {
   parts.problem = add(parts.cell, "p", "", "problem");
   parts.problem.setAttribute("role", "status");
   const folds = add(parts.cell, "div", "", "parts");
-  for (const [name, title, , isOpen] of PARTS) addFold(folds, name, title, isOpen);
+  // Where the style has two columns, all of them fit.
+  const isWide = matchMedia("(min-width: 118rem)").matches;
+  for (const [name, title, , isOpen] of PARTS) addFold(folds, name, title, isOpen || isWide);
   subscribe(["cells", "sweep", "tab"], show);
   subscribe(["pair"], () => box.classList.toggle("stale", Boolean(known.pair.problem)));
   show();
