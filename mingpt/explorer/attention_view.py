@@ -18,25 +18,24 @@ def attention(model, body, cache):
 def explain(model, body, cache):
     """Yield why a head looks from a query to a key: which parts, that wrote the two, say so."""
     found = explained(model, body)
-    by_query = found.table.sum(1)
-    by_key = found.table.sum(0)
+    names = ("query", "key", "value")
+    largest = [dict(zip(names, entry)) for entry in found.largest(MOST_PARTS)]
     yield {
         "score": found.score,
         "baseline": found.baseline,
         "weight": found.weight,
-        "largest": [
-            {"query": query, "key": key, "value": value}
-            for query, key, value in found.largest(MOST_PARTS)
-        ],
-        "by_query": _largest(found.parts, by_query),
-        "by_key": _largest(found.parts, by_key),
+        "largest": largest,
+        "by_query": _largest(found.parts, found.table.sum(1)),
+        "by_key": _largest(found.parts, found.table.sum(0)),
     }
 
 
 def explained(model, body):
     """The AttentionExplanation that a request asks for."""
     ids = read_run(model, body)
-    return explain_attention(model, ids, *read_head(model, body), *read_weight(body, ids.size(1)))
+    layer, head = read_head(model, body)
+    query, key, against = read_weight(body, ids.size(1))
+    return explain_attention(model, ids, layer, head, query, key, against)
 
 
 def read_head(model, body):
@@ -70,8 +69,10 @@ def read_against(body, query, key):
 
 def _largest(parts, sums):
     """[{"part", "value"}]: the largest of the sums (S,), then what all others sum to."""
-    order = sums.abs().argsort(descending=True)[:MOST_PARTS].tolist()
-    largest = [{"part": parts[i], "value": sums[i].item()} for i in order]
+    order = sums.abs().argsort(descending=True)
+    largest = []
+    for i in order[:MOST_PARTS].tolist():
+        largest.append({"part": parts[i], "value": sums[i].item()})
     if len(parts) > MOST_PARTS:
         rest = sums.sum().item() - sum(entry["value"] for entry in largest)
         largest.append({"part": "all others", "value": rest})
