@@ -1,5 +1,6 @@
 """What several test files use."""
 
+import os
 import shutil
 import threading
 import time
@@ -7,6 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+# Threads that wait for each other sleep instead of spinning, which beside other work takes long.
+# It is read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

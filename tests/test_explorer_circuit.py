@@ -65,6 +65,17 @@ def test_a_search_says_how_far_it_is(searched):
         assert shares[-1] == 1 and len(shares) > 40
 
 
+def test_searches_for_two_pairs_can_take_turns(model):
+    cache = Cache()
+    other = BODY | {"corrupted": CORRUPTED.replace("Smith", "White")}
+    searches = [circuit(model, body, cache) for body in (BODY, other)]
+    for events in zip(*searches):
+        last = events
+    for body, event in zip((BODY, other), last):
+        assert event == list(circuit(model, body, Cache()))[-1]
+        assert event == list(circuit(model, body, cache))[-1]
+
+
 @pytest.mark.parametrize("size, removed", [(40, 0), (40, 3), (400, 0)])
 def test_the_faithfulness_is_that_of_the_same_circuit(searched, model, size, removed):
     body, cache, events, right = searched

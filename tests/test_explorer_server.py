@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs requirements-explorer.txt")
 
 from mingpt.explorer import app, serving, worker  # noqa: E402
-from mingpt.explorer.worker import FAULT, MOST_JOBS, Cache  # noqa: E402
+from mingpt.explorer.worker import FAULT, MOST_JOBS, MOST_UNREAD, Cache  # noqa: E402
 
 PATIENCE = 20  # seconds for what takes a moment, before a test gives up
 
@@ -176,6 +176,24 @@ def test_a_closed_connection_cancels_and_the_next_one_is_answered(ask, view, exp
     assert ended.wait(PATIENCE)
     wait_for(lambda: not explorer.worker.jobs)
     assert lines(ask("model", tab="other"))[-1]["end"]
+
+
+def test_a_long_computation_does_not_hold_up_another_tab(ask, view):
+    view("slow", count_for_ever)
+    long = ask("slow", tab="1")
+    long.readline()
+    assert lines(ask("model", tab="2"))[-1]["end"]
+    # And it goes on.
+    assert "number" in json.loads(long.readline())
+    long.close_connection()
+
+
+def test_a_page_that_reads_late_gets_all_there_is(ask, view):
+    view("many", lambda model, body, cache: ({"number": i} for i in range(3 * MOST_UNREAD)))
+    answer = ask("many")
+    time.sleep(0.2)
+    numbers = [event["number"] for event in lines(answer)[:-1]]
+    assert numbers == list(range(3 * MOST_UNREAD))
 
 
 def test_many_tabs_at_once_are_answered_up_to_a_bound(ask, view):

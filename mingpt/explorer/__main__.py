@@ -17,6 +17,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     # While the imports below take their seconds, Ctrl-C ends without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+# Threads that wait for each other sleep instead of spinning. A browser needs the cores too, and
+# beside it a spinning sweep was seen to take 70 times as long. It is read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from mingpt.common import command_parser, run_command
 from mingpt.hub import MODEL_HELP, find_model
 

@@ -4,7 +4,6 @@ A view is a generator function view(model, body, cache) that yields dicts. Its e
 they are computed; the last line says how it ended.
 """
 
-from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -101,12 +100,12 @@ class Explorer:
             else:
                 async for event in self.models.load(body.get("model")):
                     yield as_line(event)
-                    if job.is_cancelled:
+                    if job.is_over:
                         break
                 else:
                     loaded = self.models.get(body["model"])
-                    view = partial(VIEWS[name], loaded.model, body, loaded.cache)
-                    self.worker.start(job, view)
+                    # Only the job holds the view, so that with its end goes all that this holds.
+                    self.worker.start(job, VIEWS[name](loaded.model, body, loaded.cache))
             async for line in job.lines():
                 yield line
         except ValueError as error:

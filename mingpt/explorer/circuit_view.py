@@ -84,11 +84,12 @@ def find_edges(model, body, cache):
     batch = tasks.read_pair(model, (*texts, *answers))
     key = str([*(ids.tolist() for ids in texts), answers])
     check_memory(model, batch.clean.size(1))
-    held = cache.get("pair of the circuits", dict)
-    if held.get("key") != key:
-        held.clear()
-        held["runs"] = record_task(model, [batch])
-        held["key"] = key
+    pairs = cache.get("pair of the circuits", dict)
+    if key not in pairs:
+        pairs.clear()
+        pairs[key] = {"runs": record_task(model, [batch])}
+    # This pair's own: searches for several pairs may take turns.
+    held = pairs[key]
     runs = held["runs"]
     check_answers(*runs.unpatched())
     scores = cache.get(f"edges {key}", dict)

@@ -19,7 +19,8 @@ from collections import OrderedDict
 
 MOST_JOBS = 32  # waiting and running, of all pages together
 MOST_UNREAD = 256  # events that a page has not read yet
-PATIENCE = 10  # seconds for which the thread waits for such a page
+PATIENCE = 10  # seconds for which a job waits for such a page
+BETWEEN = 0.05  # seconds between two looks whether it has read
 FAULT = "the explorer has a fault; its terminal says more"
 
 
@@ -68,63 +69,63 @@ class Job:
 
     def __init__(self, key):
         self.key = key
-        self.is_cancelled = False
-        self.generate = None
+        self.is_over = False
+        self.events = None  # the view's, once it has begun
         self.loop = asyncio.get_running_loop()
         self.unread = asyncio.Queue()
-        self.room = threading.Semaphore(MOST_UNREAD)
+        self.sent = 0  # lines
+        self.read = 0
+        self.full_since = None  # when the page fell so far behind that the job must wait
         self.began = time.perf_counter()
+        self.used = 0.0  # seconds of the worker's time
 
-    def send(self, event):
-        """Give an event to the reader; in the worker's thread, which may have to wait."""
-        if not self.room.acquire(timeout=PATIENCE):
-            self.is_cancelled = True
-        self._put(as_line(event))
+    def has_room(self):
+        """May another event be sent? A page that does not read for long ends its job."""
+        if self.sent - self.read < MOST_UNREAD:
+            self.full_since = None
+            return True
+        now = time.perf_counter()
+        self.full_since = self.full_since or now
+        if now - self.full_since > PATIENCE:
+            self.end({"cancelled": True})
+        return False
 
     def end(self, event):
         """Give the last event to the reader."""
+        self.is_over = True
         self._put(as_line(event))
         self._put(None)
 
-    def cancel(self):
-        """Stop, now or at the next event."""
-        self.is_cancelled = True
-        self.generate = None
-        self.room.release()
-        self.end({"cancelled": True})
-
     def _put(self, line):
+        self.sent += 1
         try:
             self.loop.call_soon_threadsafe(self.unread.put_nowait, line)
         except RuntimeError:  # the loop is closed: nobody reads
-            self.is_cancelled = True
+            self.is_over = True
 
     async def lines(self):
         """The lines as they come, up to the last."""
         while (line := await self.unread.get()) is not None:
-            self.room.release()
+            self.read += 1
             yield line
 
-    def run(self):
-        """Compute, in the worker's thread."""
-        generate = self.generate
-        if generate is None:  # it was cancelled
-            return
+    def step(self):
+        """Compute the next event, in the worker's thread."""
+        began = time.perf_counter()
         try:
-            with contextlib.closing(generate()) as events:
-                for event in events:
-                    if self.is_cancelled:
-                        return
-                    # An empty event is a breath, in which to look whether to go on.
-                    if event:
-                        self.send(event)
+            event = next(self.events)
+            # An empty event is a breath, in which to look whether to go on.
+            if event and not self.is_over:
+                self._put(as_line(event))
+        except StopIteration:
             self.end({"end": True, "seconds": round(time.perf_counter() - self.began, 4)})
         except Exception as error:
             self.end({"error": explain(error)})
+        self.used += time.perf_counter() - began
 
 
 class Worker:
-    """The thread and its jobs. All methods are called in the event loop."""
+    """The thread and its jobs. All methods but the thread's own are called in the event loop."""
 
     def __init__(self):
         self.jobs = {}  # {(tab, lane): Job}, all that have not ended
@@ -141,17 +142,17 @@ class Worker:
         self.jobs[key] = Job(key)
         return self.jobs[key]
 
-    def start(self, job, generate):
-        """Compute what generate() yields as soon as the thread is free."""
-        if not job.is_cancelled:
-            job.generate = generate
+    def start(self, job, events):
+        """Compute the events, a generator's, as soon as the thread comes to it."""
+        if not job.is_over:
+            job.events = events
             self.queue.put(job)
 
     def close(self, job):
         """The job has ended, or nobody wants to know; None is no job."""
         if job is None:
             return
-        job.cancel()
+        job.end({"cancelled": True})
         if self.jobs.get(job.key) is job:
             del self.jobs[job.key]
 
@@ -162,10 +163,34 @@ class Worker:
         self.queue.put(None)
 
     def _work(self):
+        """Let the jobs take turns, an event each: who has had the least time goes first.
+
+        So a long search for edges does not hold up the heatmap of another tab.
+        """
         lower_priority()
-        while (job := self.queue.get()) is not None:
-            job.run()
-            del job  # while waiting, keep nothing
+        under_way = []
+        while self._receive(under_way):
+            ready = [job for job in under_way if job.has_room()]
+            if ready:
+                min(ready, key=lambda job: job.used).step()
+            for job in under_way:
+                if job.is_over:
+                    job.events = None  # and with it goes all that the view holds
+            under_way = [job for job in under_way if not job.is_over]
+            ready = job = None  # while waiting, keep nothing
+
+    def _receive(self, under_way):
+        """Add a job that has come; False when all ends. With nothing to do the thread sleeps."""
+        wait = None
+        if under_way:
+            wait = 0 if any(job.has_room() for job in under_way) else BETWEEN
+        try:
+            job = self.queue.get(timeout=wait)
+        except queue.Empty:
+            return True
+        if job is not None:
+            under_way.append(job)
+        return job is not None
 
 
 def lower_priority():
