@@ -32,7 +32,7 @@ export const SCALES = {
 export function heatmap(box, options) {
   const { scale = SCALES.diverging, onPoint = () => {}, onEnter = () => {}, onSelect } = options;
   let { low = -1, high = 1 } = options;
-  const body = drawHeads(box, options), cells = drawCells(body, options);
+  const body = drawTable(box, options), cells = drawCells(body, options);
   const values = cells.map(row => row.map(() => null));
 
   function paint(row) {
@@ -90,7 +90,7 @@ function placeOf(cells, target) {
   return [row, cells[row].indexOf(cell)];
 }
 
-function drawHeads(box, { label, corner = "", columns, notes, compact = false, onSelect }) {
+function drawTable(box, { label, corner = "", columns, notes, compact = false, onSelect }) {
   box.replaceChildren();
   box.classList.add("heatmap");
   box.classList.toggle("compact", compact);
