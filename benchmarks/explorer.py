@@ -51,7 +51,7 @@ new MutationObserver(changes => {
   if (map.getAttribute("aria-busy") === "false") shown("whole");
 }).observe(map, { subtree: true, childList: true, attributes: true });
 requestAnimationFrame(function frame(now) {
-  if (!seen.whole) seen.frames.push(now);
+  if (!seen.whole && now > seen.key) seen.frames.push(now);
   requestAnimationFrame(frame);
 });
 """
