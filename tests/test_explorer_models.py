@@ -147,6 +147,37 @@ def test_a_download_shows_how_far_it_is(save, point_to, monkeypatch, tmp_path):
     assert chosen.get("gpt2").model.config.n_embd == 200
 
 
+def test_how_far_a_download_is_can_be_asked_while_it_ends(tmp_path):
+    loading = models.Loading("gpt2")
+    loading.size = 100
+
+    class Folder:
+        """Of which all has gone while it was looked at."""
+
+        def rglob(self, pattern):
+            loading.size = None
+            return [tmp_path / "gone.incomplete"]
+
+    loading.folder = Folder()
+    assert loading.share() == 0
+    assert loading.share() is None
+
+
+def test_a_model_that_has_just_come_is_not_read_again(save, monkeypatch):
+    """Between two looks of the event loop the thread that reads may end."""
+    name = save("small")
+    chosen = Models([name])
+
+    class JustThen(dict):
+        def get(self, name):
+            chosen.loaded.setdefault(name, "what the thread has read")
+            return super().get(name)
+
+    chosen.under_way = JustThen()
+    monkeypatch.setattr(chosen, "_begin", lambda name: 1 / 0)
+    assert load(chosen, name) == []
+
+
 def test_a_model_that_cannot_be_had_says_so_and_the_old_one_stays(point_to):
     chosen = Models()
     load(chosen, "names")

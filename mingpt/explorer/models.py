@@ -47,11 +47,20 @@ class Loading:
 
     def share(self):
         """How much of the download is there, from 0 to 1; None where that is not known."""
-        if not self.size:
+        size = self.size  # which the thread that reads takes away when it is through
+        if not size:
             return None
         # huggingface_hub writes into a file of this name, until it has all of it.
-        sizes = [path.stat().st_size for path in self.folder.rglob("*.incomplete")]
-        return min(1.0, max(sizes, default=0) / self.size)
+        sizes = map(_size_of, self.folder.rglob("*.incomplete"))
+        return min(1.0, max(sizes, default=0) / size)
+
+
+def _size_of(path):
+    """Bytes of a file; 0 where it has gone meanwhile."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 class Models:
@@ -68,9 +77,11 @@ class Models:
         """Yields {"stage", "share"} until the model is there; ValueError if it cannot be."""
         if not isinstance(name, str) or name not in self.names:
             raise ValueError(f"no model {name!r:.80}; those to choose from are in the page's list")
-        if name in self.loaded:
+        # In this order: a model that is not under way any more is loaded.
+        loading = self.under_way.get(name)
+        if loading is None and name in self.loaded:
             return
-        loading = self.under_way.get(name) or self._begin(name)
+        loading = loading or self._begin(name)
         told = None
         while loading.thread.is_alive():
             event = loading.event()
