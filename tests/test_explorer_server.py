@@ -333,6 +333,56 @@ def test_where_all_ports_are_taken_it_says_which(monkeypatch):
             serving.listen("127.0.0.1", taken)
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nhost: a",
+        b"no line at all",
+        # A body that was announced, but not all of it comes.
+        b"POST /api/facts HTTP/1.1\r\n{host}{cookie}{kind}content-length: 90\r\n\r\n{",
+        b"POST /api/facts HTTP/1.1\r\n{host}{cookie}{kind}transfer-encoding: chunked\r\n\r\n1\r\n{",
+        # The same behind a request that was answered.
+        b"GET / HTTP/1.1\r\n{host}{cookie}\r\nGET",
+    ],
+)
+def test_who_begins_a_request_and_does_not_end_it_is_not_waited_for(
+    beginning, explorer, monkeypatch
+):
+    monkeypatch.setattr(serving, "PATIENCE", 0.2)
+    fields = {
+        b"{host}": f"host: 127.0.0.1:{explorer.port}\r\n",
+        b"{cookie}": f"cookie: explorer-{explorer.port}={explorer.token}\r\n",
+        b"{kind}": "content-type: application/json\r\n",
+    }
+    for name, line in fields.items():
+        beginning = beginning.replace(name, line.encode())
+    with socket.create_connection(("127.0.0.1", explorer.port), timeout=PATIENCE) as connection:
+        connection.sendall(beginning)
+        assert b"".join(iter(lambda: connection.recv(65536), b"")).count(b"HTTP/1.1 200") <= 1
+
+
+def test_who_sends_a_byte_now_and_then_is_not_waited_for_either(explorer, monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", 0.2)
+    with socket.create_connection(("127.0.0.1", explorer.port)) as connection:
+        for _ in range(PATIENCE * 100):
+            time.sleep(0.01)
+            try:
+                connection.sendall(b"G")
+            except OSError:
+                return
+    raise AssertionError("it was waited for")
+
+
+def test_who_has_asked_may_listen_for_longer_than_a_request_may_take(ask, view, monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", 0.1)
+    view("slow", count_for_ever)
+    answer = ask("slow")
+    began = time.monotonic()
+    while time.monotonic() < began + 0.4:
+        assert answer.readline()
+
+
 def test_an_unknown_view_is_refused(ask):
     answer = ask("__class__")
     assert answer.status == 404 and json.load(answer) == {"error": "there is no such view"}

@@ -6,10 +6,13 @@ import errno
 import os
 import socket
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PORTS_TO_TRY = 20
 MOST_CONNECTIONS = 64
+PATIENCE = 10  # seconds in which a request must be there whole
 
 
 def listen(host, port):
@@ -38,13 +41,46 @@ def listen(host, port):
     raise ValueError(f"the ports {port} to {last} are all taken; choose another one with --port")
 
 
+class Connection(H11Protocol):
+    """uvicorn's, but one whose request does not come in time is closed.
+
+    Else a few that say nothing would take all places, and nobody could get in.
+    """
+
+    limit = None  # the timer, while a request is awaited
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.await_request()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self.await_request()
+
+    def connection_lost(self, exc):
+        self.stop_waiting()
+        super().connection_lost(exc)
+
+    def await_request(self):
+        """Begin to wait for the rest of a request, or go on, or stop where it is there."""
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self.stop_waiting()
+        elif self.limit is None:
+            self.limit = self.loop.call_later(PATIENCE, self.transport.close)
+
+    def stop_waiting(self):
+        if self.limit is not None:
+            self.limit.cancel()
+            self.limit = None
+
+
 class Server(uvicorn.Server):
     """uvicorn's, but at rest it does not wake up ten times a second, and it ends at once."""
 
     def __init__(self, app, on_end, on_start=lambda: None):
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             loop="asyncio",
             lifespan="off",
