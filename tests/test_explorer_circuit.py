@@ -150,14 +150,19 @@ def test_a_search_that_fails_begins_anew(model, monkeypatch):
     [
         ({"clean_answer": " Smith", "corrupted_answer": " Jones"}, "on 0 of 1 pairs"),
         ({"method": "acdc"}, "method must be one of eap, exact; got 'acdc'"),
-        ({"corrupted": CORRUPTED + " Smith"}, "clean and corrupted must have equally many tokens"),
+        ({"corrupted": CORRUPTED + " Smith"}, "11 tokens and the corrupted one 12"),
         ({"size": 401}, "size must be a whole number from 1 to 400; got 401"),
         ({"size": 0}, "size must be a whole number"),
         ({"removed": "all"}, "removed must be a list of edges"),
         ({"removed": [{"sender": "embed"}]}, "removed must be a list of edges"),
         ({"removed": None}, "removed must be a list of edges"),
         ({"removed": [{"sender": "embed", "reader": "12.0.q"}]}, "no edge from 'embed' to"),
-        ({"removed": [{"sender": [], "reader": {}}]}, "no edge from"),
+        ({"removed": [{"sender": [], "reader": {}}]}, "removed must be a list of edges"),
+        (
+            {"removed": [{"sender": "a" * 65, "reader": "logits"}]},
+            "removed must be a list of edges",
+        ),
+        ({"removed": [{"sender": "embed", "reader": "logits"}] * 401}, "edges, 400 at most"),
     ],
 )
 def test_a_request_that_makes_no_circuit_is_refused(model, changes, sentence):

@@ -5,7 +5,7 @@ The sign is that of the circuits: positive = towards the clean answer.
 
 import torch
 
-from mingpt.explorer.requests import number, one_of, read_pair
+from mingpt.explorer.requests import LONGEST_NAME, number, one_of, read_pair
 from mingpt.interpretability import tasks
 from mingpt.interpretability.circuits import Circuit, check_answers, first_edges
 from mingpt.interpretability.edges import exact_pieces, score_edges
@@ -62,13 +62,20 @@ def choose_edges(model, body, cache):
 def read_choice(body):
     """(size, [(sender, reader)] of the edges that are taken out) of a request."""
     size = number(body, "size", 1, MOST_EDGES)
-    try:
-        removed = [(edge["sender"], edge["reader"]) for edge in body.get("removed", [])]
-    except (TypeError, KeyError):
+    removed = body.get("removed", [])
+    is_list = isinstance(removed, list) and len(removed) <= MOST_EDGES
+    if not is_list or not all(map(_is_edge, removed)):
         raise ValueError(
-            'removed must be a list of edges, such as {"sender": "embed", "reader": "3.5.q"}'
-        ) from None
-    return size, removed
+            f"removed must be a list of edges, {MOST_EDGES} at most, "
+            'such as {"sender": "embed", "reader": "3.5.q"}'
+        )
+    return size, [(edge["sender"], edge["reader"]) for edge in removed]
+
+
+def _is_edge(item):
+    """Does a request's item have the names of two parts, of whatever model?"""
+    names = [item.get("sender"), item.get("reader")] if isinstance(item, dict) else [None]
+    return all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
 
 
 def find_edges(model, body, cache):

@@ -9,7 +9,7 @@ from math import isfinite
 
 import torch
 
-from mingpt.interpretability.inputs import answer_pair, encode_pair
+from mingpt.interpretability.inputs import answer_pair, encode, encode_pair
 from mingpt.sites import SITES_WITH_HEADS
 
 LONGEST_TEXT = 20_000  # characters
@@ -114,15 +114,19 @@ def answer(body, name):
     return text(body, name, LONGEST_NAME)
 
 
-def texts(body):
-    """(clean text, corrupted text), which may be of unequal lengths."""
-    return text(body, "clean"), text(body, "corrupted")
-
-
 def read_pair(model, body):
     """The Pair of a body; ValueError where the texts cannot be compared token by token."""
-    clean_text, corrupted_text = texts(body)
-    clean, corrupted = encode_pair(model, clean_text, corrupted_text)
+    clean_text = text(body, "clean")
+    corrupted_text = text(body, "corrupted")
+    clean = encode(model, clean_text, "clean")
+    corrupted = encode(model, corrupted_text, "corrupted")
+    # The library shows all tokens of both, which is more than a sentence.
+    if clean.shape != corrupted.shape:
+        raise ValueError(
+            f"the clean text has {clean.size(1)} tokens and the corrupted one "
+            f"{corrupted.size(1)}; change one until both have equally many tokens"
+        )
+    clean, corrupted = encode_pair(model, clean, corrupted)
     given = answer(body, "clean_answer"), answer(body, "corrupted_answer")
     answers = answer_pair(model, clean, corrupted, *given)
     return Pair(clean_text, corrupted_text, clean, corrupted, answers)
