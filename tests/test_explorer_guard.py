@@ -3,11 +3,13 @@
 import asyncio
 import json
 import socket
+import tracemalloc
 
 import pytest
 
 testclient = pytest.importorskip("starlette.testclient", reason="needs starlette and httpx2")
 
+from mingpt.explorer import guard  # noqa: E402
 from mingpt.explorer.guard import LARGEST_BODY, Guard  # noqa: E402
 
 TOKEN = "a-token-of-the-tests"
@@ -24,8 +26,8 @@ async def greet(scope, receive, send):
 
 def client(bound="127.0.0.1", reached="127.0.0.1"):
     """A client of a server that is bound to one address and was reached at another."""
-    guard = Guard(greet, TOKEN, bound, 8427)
-    return testclient.TestClient(guard, f"http://{reached}:8427", follow_redirects=False)
+    guarded = Guard(greet, TOKEN, bound, 8427)
+    return testclient.TestClient(guarded, f"http://{reached}:8427", follow_redirects=False)
 
 
 def request(method="GET", path="/", body=None, bound="127.0.0.1", reached="127.0.0.1", **headers):
@@ -92,6 +94,19 @@ def test_other_cookies_may_stand_beside_it():
     assert request(cookie=f"_xsrf=1; {COOKIE}; explorer-8428=other").status_code == 200
 
 
+@pytest.mark.parametrize("changes", [{"path": f"/?token={TOKEN}x"}, {"cookie": f"{COOKIE}x"}])
+def test_a_secret_is_compared_in_constant_time(changes, monkeypatch):
+    compared = []
+
+    def compare(*secrets):
+        compared.append(secrets)
+        return False
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", compare)
+    refused(request(**changes), 403)
+    assert (f"{TOKEN}x".encode(), TOKEN.encode()) in compared
+
+
 @pytest.mark.parametrize("name", [OURS, "localhost:8427", "LOCALHOST:8427", "[::1]:8427"])
 def test_this_machine_may_be_called_by_its_own_names(name):
     assert request(host=name).status_code == 200
@@ -117,6 +132,13 @@ def test_a_name_that_is_not_ours_is_refused_as_after_dns_rebinding(name):
     assert "address" in refused(request(host=name), 421)
     refused(request(path=f"/?token={TOKEN}", host=name), 421)
     refused(request("POST", "/api/x", b"{}", host=name), 421)
+
+
+def test_at_the_port_that_browsers_leave_out_it_may_be_left_out():
+    for host, status in (("127.0.0.1", 200), ("127.0.0.1:80", 200), ("evil.example", 421)):
+        headers = {"host": host, "cookie": f"explorer-80={TOKEN}"}
+        at_80 = testclient.TestClient(Guard(greet, TOKEN, "127.0.0.1", 80))
+        assert at_80.get("/", headers=headers).status_code == status
 
 
 def test_two_hosts_or_none_are_refused():
@@ -198,6 +220,47 @@ def test_a_large_body_is_refused_however_it_is_announced():
         refused(request("POST", "/api/x", b"{}", content_length=announced), 413)
     # More than was announced.
     refused(request("POST", "/api/x", large, content_length="2"), 413)
+
+
+def read(message):
+    """read_body of a connection on which this message comes again and again; how often it came."""
+    count = 0
+
+    async def receive():
+        nonlocal count
+        count += 1
+        assert count < 1000, "it reads for ever"
+        return message
+
+    try:
+        return asyncio.run(guard.read_body(receive, {})), count
+    except guard.Refusal as refusal:
+        return refusal.status, count
+
+
+def test_a_body_without_end_is_broken_off_and_kept_nowhere():
+    endless = {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
+    tracemalloc.start()
+    status, count = read(endless)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert status == 413 and count == guard.LARGEST_SEEN // 100_000 + 1
+    assert peak < 3 * LARGEST_BODY
+
+
+def test_half_a_body_is_passed_on_to_nobody():
+    assert read({"type": "http.disconnect"}) == (None, 1)
+    messages = [{"type": "http.request", "body": b"{}", "more_body": True}]
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    head = {"host": OURS, "cookie": COOKIE, "content-type": "application/json"}
+    headers = [(name.encode(), value.encode()) for name, value in head.items()]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+    scope |= {"headers": headers, "server": ("127.0.0.1", 8427)}
+    # Neither the application nor an answer is called for.
+    asyncio.run(Guard(None, TOKEN, "127.0.0.1", 8427)(scope, receive, None))
 
 
 def test_every_answer_has_the_headers_that_keep_it_ours_and_none_that_share_it():

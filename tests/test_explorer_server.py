@@ -374,6 +374,16 @@ def test_who_sends_a_byte_now_and_then_is_not_waited_for_either(explorer, monkey
     raise AssertionError("it was waited for")
 
 
+def test_connections_that_say_nothing_give_their_places_back(explorer, monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", 1)
+    address = ("127.0.0.1", explorer.port)
+    silent = [socket.create_connection(address) for _ in range(serving.MOST_CONNECTIONS)]
+    assert get(explorer, "/")[0].status == 503
+    wait_for(lambda: get(explorer, "/")[0].status == 200)
+    for connection in silent:
+        connection.close()
+
+
 def test_who_has_asked_may_listen_for_longer_than_a_request_may_take(ask, view, monkeypatch):
     monkeypatch.setattr(serving, "PATIENCE", 0.1)
     view("slow", count_for_ever)

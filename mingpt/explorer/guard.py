@@ -49,7 +49,6 @@ class Guard:
         # Cookies know no ports: two explorers must not overwrite each other's.
         self.cookie = f"explorer-{port}"
         self.hosts = hosts_of(host, port)
-        self.serves_all_addresses = is_unspecified(host)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http":
@@ -87,11 +86,8 @@ class Guard:
     def check_host(self, scope, headers):
         """Is it this server that was asked, by a name that nobody else can give it?"""
         hosts = headers.getlist("host")
-        allowed = self.hosts
-        if self.serves_all_addresses:
-            # An address in numbers is no name that somebody could make point here.
-            address, port = scope["server"]
-            allowed = allowed | with_port(address, port)
+        # The address in numbers that was reached is no name that somebody could make point here.
+        allowed = self.hosts | with_port(*scope["server"])
         if len(hosts) != 1 or hosts[0].lower() not in allowed:
             raise Refusal(
                 421,
