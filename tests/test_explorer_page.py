@@ -1,5 +1,7 @@
 """The explorer's page in a browser: texts, heatmap, answers, keyboard, address, history, files."""
 
+from urllib.parse import urlencode
+
 import pytest
 
 from mingpt.explorer.models import Loaded
@@ -298,6 +300,10 @@ def test_the_history_has_a_card_for_each_experiment_and_puts_them_side_by_side(p
     page.browser.refresh()
     page.finish()
     assert len(page.all(".cards .go")) == 3
+    page.click("Attention")
+    page.browser.refresh()
+    page.wait(lambda: page.all(".cards .go"))
+    assert page.texts(".cards .go span")[1] == "logit difference, names"
     page.click("Clear")
     assert not page.all(".cards .go")
 
@@ -393,6 +399,27 @@ def test_a_hostile_text_is_shown_and_does_nothing(page):
     assert hostile.format(1) in page.text("#dialog pre")
     assert page.run("return typeof hacked") == "undefined"
     assert not page.all("img") and page.run("return document.scripts.length") == 1
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(
+    "answers", [(None, None), ('" was"', '" had"'), ('" had"', '" was"'), ('" was"', '" Smith"')]
+)
+def test_the_names_of_both_runs_stay_apart_below_the_colours(page, set_window, answers, width):
+    set_window(width, 800)
+    names = ("clean_answer", "corrupted_answer")
+    page.open("#" + urlencode({name: text for name, text in zip(names, answers) if text}))
+    left, right = page.all(".legend .run-names span")
+    bar = page.find(".legend .colours").rect
+    assert bar["x"] <= left.rect["x"]
+    assert left.rect["x"] + left.rect["width"] <= right.rect["x"]
+    assert right.rect["x"] + right.rect["width"] <= bar["x"] + bar["width"] + 1
+
+
+def test_on_a_large_screen_the_first_sentence_is_one_line(page, set_window):
+    set_window(2000, 1000)
+    height = float(page.find(".top .sentence").value_of_css_property("line-height")[:-2])
+    assert page.find(".top .sentence").size["height"] < 2 * height
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

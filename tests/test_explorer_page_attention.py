@@ -63,6 +63,7 @@ def test_every_head_is_there_and_the_weights_are_the_models(tab, model):
     assert read(tab) == f"10 ␣Michelle looks at 10 ␣Michelle: {pattern[5, 2, 10, 10]:.3f}"
     shown = [float(text or 0) for text in tab.texts(".weights small")]
     assert shown == pytest.approx(pattern[5, 2, 10].tolist(), abs=0.00051)
+    assert len({chip.rect["y"] for chip in tab.all(".weights .chip")}) == 1  # one line
 
 
 def test_the_other_run_has_its_own_tokens_and_weights(tab, model):

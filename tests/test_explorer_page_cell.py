@@ -121,8 +121,13 @@ def test_each_head_is_patched_by_itself(show, model, answers):
 
 
 def test_the_heads_look_where_the_patterns_say(show, model):
-    rows = show(f"cells={LAYER}.{POSITION}").find_elements("css selector", ".looks button")
+    detail = show(f"cells={LAYER}.{POSITION}")
+    rows = detail.find_elements("css selector", ".looks button")
     assert len(rows) == 4
+    # Each weight stands above its token.
+    names = detail.find_element("css selector", ".looks .names").rect
+    for strip in detail.find_elements("css selector", ".looks .strip"):
+        assert (strip.rect["x"], strip.rect["width"]) == (names["x"], names["width"])
     for name, line in (("clean", 0), ("corrupted", 1)):
         pattern = get_activations(model, TEXTS[name], "pattern")["pattern"][LAYER][0, :, POSITION]
         tokens = page_texts(model.tokenizer.tokens(model.tokenizer.encode(TEXTS[name])))
@@ -185,6 +190,28 @@ def test_several_cells_are_patched_together(show, model, answers):
     said = detail.find_element("css selector", ".joint p").text
     assert said.startswith(f"{joint:.2f}".replace("-", "−"))
     assert "Together they do less than the sum" in said
+
+
+def test_whole_heads_are_patched_together(show, browser, model, answers):
+    keys = pytest.importorskip("selenium.webdriver").Keys
+    heads = [(5, 1), (6, 2)]
+    detail = show("site=z&cells=5.all.1")
+    assert detail.find_element("tag name", "h2").text == "z, head 5.1, all positions"
+    head = browser.find_elements("css selector", "#heatmap tbody tr:nth-child(7) td")[2]
+    head.send_keys(keys.SPACE)
+    wait(detail, lambda d: len(rows_of(d, "joint")) == 4)
+    values = [number(row[1]) for row in rows_of(detail, "joint")]
+    result = patch_layers(model, *TEXTS.values(), site="z", each_position=False)
+    assert values[:2] == pytest.approx(
+        [result.logit_diff[place].item() for place in heads], abs=0.006
+    )
+    clean = get_activations(model, TEXTS["clean"], "z")["z"]
+    patches = [Patch(layer, None, clean[layer][:, head], "z", head) for layer, head in heads]
+    model(model.tokenizer(TEXTS["corrupted"]), patch_params=patches)
+    assert values[-1] == pytest.approx(difference(model.last_token_logits[0], answers), abs=0.006)
+    wait(browser, lambda b: "cells=5.all.1%2C6.all.2" in b.current_url)
+    head.send_keys(keys.ENTER)
+    wait(browser, lambda b: "at=6.2" in b.current_url and "cells" not in b.current_url)
 
 
 def test_the_keys_go_down_into_the_cell_on_to_a_head_and_back(show, browser):

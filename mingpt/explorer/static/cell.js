@@ -19,8 +19,8 @@ let asked = ""; // what the detail is of, as text
 
 // Fill `box`, a part of the Patch tab.
 export function start(box) {
-  parts.hint = add(box, "p", "Click a cell to look inside. Several cells, chosen with Space, Shift + arrows or Ctrl + "
-    + "click, are patched together.", "note");
+  parts.hint = add(box, "p", "What you choose is looked into here. Several cells, chosen with Space, Shift + arrows or "
+    + "Ctrl + click, are patched together.", "note");
   parts.joint = add(box, "section", "", "joint card");
   parts.joint.setAttribute("aria-label", "Several cells together");
   parts.cell = add(box, "section", "", "cell");

@@ -37,11 +37,11 @@ export function drawLooks(box, looks, { cell, tokens, open }) {
   if (T <= MOST_NAMES) addNames(list, tokens, T);
   const mark = choices(list, buttons.map(button => [button]), h => point(h, key), ["focusin"]);
   list.addEventListener("pointermove", event => {
-    const plot = event.target.closest(".plot");
-    if (!plot) return;
-    const { left, width } = plot.getBoundingClientRect();
+    const strip = event.target.closest(".strip");
+    if (!strip) return;
+    const { left, width } = strip.getBoundingClientRect();
     const over = Math.floor(T * (event.clientX - left) / width);
-    point(buttons.indexOf(plot.parentElement), Math.max(0, Math.min(T - 1, over)));
+    point(buttons.indexOf(strip.parentElement), Math.max(0, Math.min(T - 1, over)));
   });
   list.addEventListener("keydown", event => {
     // Up and down are choices'.
@@ -55,9 +55,9 @@ function addHead(list, name, weights, most) {
   const button = add(list, "button", "", "look");
   button.setAttribute("aria-label", `Head ${name} looks most at ${most[0]} in the clean run, at ${most[1]} in the corrupted`);
   add(button, "span", name);
-  const plot = add(button, "span", "", "plot");
-  paint(add(plot, "canvas"), weights);
-  add(plot, "span", "", "key");
+  const strip = add(button, "span", "", "strip");
+  paint(add(strip, "canvas"), weights);
+  add(strip, "span", "", "key");
   const says = add(button, "span", "", "most token");
   for (const line of most) add(says, "span", line);
   return button;

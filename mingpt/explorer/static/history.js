@@ -22,7 +22,7 @@ export function start(box) {
   parts.beside = add(box, "div", "", "beside");
   cards = stored();
   subscribe(["sweep"], keepSweep);
-  show();
+  subscribe(["facts"], show); // which have the measures' titles
 }
 
 function stored() {
@@ -76,7 +76,7 @@ const titleOf = ({ names, sweep: { body } }) => {
 };
 
 // Without what explains it.
-const measureTitle = measure => known.facts?.measures.find(({ name }) => name === measure)?.title.split(":")[0] ?? measure;
+const measureTitle = measure => known.facts.measures.find(({ name }) => name === measure)?.title.split(":")[0];
 
 function showCard(item, card, isCurrent) {
   const button = add(item, "button", "", "go");

@@ -20,7 +20,8 @@ const START = {
   tab: "patch", // "patch", "attention", "circuit"
   site: "resid_post", direction: "denoise", measure: "logit_diff",
   at: null, // {layer, head}: the positions of this head, at a site with heads
-  cells: [], // the selected ones: {layer, position, head}, head null where the site has none
+  // The selected ones: {layer, position, head}; head null where the site has none, position null for a whole head.
+  cells: [],
   run: "clean", head: null, query: null, key: null, against: null, // attention; head: "5.3"
   method: "eap", size: null, removed: [], // circuit; removed: [{sender, reader}]
 };
@@ -48,10 +49,10 @@ export const pairFields = () => ({
 const number = { write: String, read: text => /^\d{1,9}$/.test(text) ? Number(text) : null };
 const json = { write: JSON.stringify, read: text => JSON.parse(text) };
 const cell = {
-  write: ({ layer, position, head }) => [layer, position, head].filter(part => part !== null).join("."),
+  write: ({ layer, position, head }) => [layer, position ?? "all", head].filter(part => part !== null).join("."),
   read: text => {
     const [layer, position, head = null] = text.split(".").map(number.read);
-    return layer === null || position === null ? null : { layer, position, head };
+    return layer === null || (position ?? head) === null ? null : { layer, position, head };
   },
 };
 const edge = {

@@ -158,9 +158,8 @@ function begin({ rows, columns, first, quantity, unpatched }, body) {
 function draw(sweep) {
   const options = {
     ...optionsOf(sweep), label: "The answer with each cell patched", compact: sweep.columns.length > MOST_WORDS,
-    onPoint: point, onEnter: enter,
+    onPoint: point, onEnter: enter, onSelect: select,
   };
-  if (!showsHeads(sweep)) options.onSelect = select;
   table = heatmap(parts.map, options);
   pointed = null;
 }
@@ -186,10 +185,11 @@ function showSweep() {
   showReadout();
 }
 
-const placeOf = ({ layer, position }) => [state.at ? 0 : layer, position];
+const placeOf = ({ layer, position, head }) => [state.at ? 0 : layer, position ?? head];
 
 function cellAt([row, column]) {
   if (state.at) return { layer: state.at.layer, position: column, head: state.at.head };
+  if (showsHeads(known.sweep)) return { layer: row, position: null, head: column };
   return { layer: row, position: column, head: null };
 }
 
@@ -230,7 +230,8 @@ function showReadout() {
   const { sweep } = known;
   parts.readout.replaceChildren();
   if (!pointed) {
-    add(parts.readout, "span", "Point at a cell to read it; click it to look inside.", "note");
+    const inside = showsHeads(sweep) ? "see its positions" : "look inside";
+    add(parts.readout, "span", `Point at a cell to read it; click it to ${inside}.`, "note");
     return;
   }
   const [row, column] = pointed, value = sweep.values[row][column], reason = reasonFor(sweep, column);

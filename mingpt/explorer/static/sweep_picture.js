@@ -81,14 +81,16 @@ export function whatWasPut(sweep, row, column) {
 export function drawLegend(box, { stops, low, high }, unpatched, quantity) {
   box.replaceChildren();
   add(box, "p", quantity, "note quantity");
-  const bar = add(box, "div", "", "colours");
+  const scale = add(box, "div"), bar = add(scale, "div", "", "colours"), names = add(scale, "div", "", "run-names");
   bar.style.background = gradient(stops);
-  for (const run of ["clean", "corrupted"]) {
-    const mark = add(bar, "span", "", `run-mark ${run}`);
+  const marks = ["clean", "corrupted"].sort((a, b) => unpatched[a] - unpatched[b]);
+  const [first, second] = marks.map(run => {
     const share = Math.max(0, Math.min(1, (unpatched[run] - low) / (high - low)));
-    mark.style.left = `${100 * share}%`;
-    // The text stays within the bar.
-    mark.classList.toggle("left", share < .5);
-    add(mark, "span", `${run} ${written(unpatched[run])}`);
-  }
+    add(bar, "span", "", "run-mark").style.left = `${100 * share}%`;
+    add(names, "span", `${run} ${written(unpatched[run])}`);
+    return share;
+  });
+  // A name ends below its mark, unless the other one needs that place.
+  const [lower, upper] = [first, second - first].map(part => `minmax(max-content, ${part}fr)`);
+  names.style.gridTemplateColumns = `${lower} ${upper} ${1 - second}fr`;
 }
