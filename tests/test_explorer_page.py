@@ -159,6 +159,15 @@ def test_a_head_opens_into_its_positions_and_escape_goes_back_up(page, model):
     assert len(page.numbers()) == 12
 
 
+def test_what_the_server_took_for_the_older_question_is_asked_again(page, model):
+    page.run(
+        "const real = fetch; window.fetch = async () => {"
+        "window.fetch = real; return new Response('{\"cancelled\": true}\\n'); }"
+    )
+    page.choose("site", "mlp_out")
+    assert agrees(page.numbers(), patch_layers(model, CLEAN, CORRUPTED, site="mlp_out").logit_diff)
+
+
 def test_unequal_lengths_are_shown_while_typing(page):
     page.find("#text-corrupted").send_keys(" Smith said")
     page.finish()
@@ -314,7 +323,7 @@ def test_the_view_can_be_kept_as_script_picture_and_table(page, model, tmp_path)
     )
     page.choose("site", "mlp_out")
     page.click("Script")
-    page.wait(lambda: page.all("#dialog pre"))
+    page.wait(lambda: page.all("#dialog[open] pre"))
     script = page.text("#dialog pre")
     assert CLEAN in script and "mlp_out" in script and "patch_layers" in script
     page.find("#dialog-close").click()
@@ -332,7 +341,7 @@ def test_with_cells_selected_the_script_is_theirs(page):
     for keys in (page.keys.ENTER, page.keys.SHIFT + page.keys.ARROW_DOWN):
         cell.send_keys(keys)
         page.click("Script")
-        page.wait(lambda: page.all("#dialog pre"))
+        page.wait(lambda: page.all("#dialog[open] pre"))
         script = page.text("#dialog pre")
         assert "Patch(4, 1, " in script
         assert ("Patch(5, 1, " in script) == (keys != page.keys.ENTER)
@@ -395,7 +404,7 @@ def test_a_hostile_text_is_shown_and_does_nothing(page):
     page.type("corrupted", hostile.format(2))
     page.cell(0, len(page.numbers()[0]) - 1).click()
     page.click("Script")
-    page.wait(lambda: page.all("#dialog pre"))
+    page.wait(lambda: page.all("#dialog[open] pre"))
     assert hostile.format(1) in page.text("#dialog pre")
     assert page.run("return typeof hacked") == "undefined"
     assert not page.all("img") and page.run("return document.scripts.length") == 1
@@ -407,13 +416,31 @@ def test_a_hostile_text_is_shown_and_does_nothing(page):
 )
 def test_the_names_of_both_runs_stay_apart_below_the_colours(page, set_window, answers, width):
     set_window(width, 800)
-    names = ("clean_answer", "corrupted_answer")
-    page.open("#" + urlencode({name: text for name, text in zip(names, answers) if text}))
+    fields = {"clean": CLEAN, "corrupted": CORRUPTED}
+    for name, text in zip(("clean_answer", "corrupted_answer"), answers):
+        if text:
+            fields[name] = text
+    page.open("#" + urlencode(fields))
     left, right = page.all(".legend .run-names span")
     bar = page.find(".legend .colours").rect
     assert bar["x"] <= left.rect["x"]
     assert left.rect["x"] + left.rect["width"] <= right.rect["x"]
     assert right.rect["x"] + right.rect["width"] <= bar["x"] + bar["width"] + 1
+
+
+def test_what_matters_of_a_long_text_is_in_view_at_first(page):
+    rest = " was a top-notch student." * 6
+    texts = {"clean": rest + " Jones was a", "corrupted": rest + " Smith was a"}
+    page.open("#" + urlencode(texts))
+    hatched = len(page.all(".map tbody tr:first-child [aria-disabled]"))
+    assert hatched > 40
+    first, view = page.cell(0, hatched).rect, page.find("#heatmap").rect
+    assert view["x"] < first["x"] < view["x"] + view["width"]
+
+
+def test_the_tokens_lines_have_no_empty_space_between(page):
+    line, column = page.find(".tokens.pairs"), page.find(".tokens .pair")
+    assert line.size["height"] < column.size["height"] + 8
 
 
 def test_on_a_large_screen_the_first_sentence_is_one_line(page, set_window):

@@ -91,6 +91,11 @@ def test_value_and_sentence_are_of_the_cell(show, model):
     assert sentence.startswith("the clean resid_post of layer 5 at position 10")
 
 
+def test_a_cell_that_moves_nothing_is_0_percent_of_the_way(show):
+    said = show("cells=11.3").find_element("css selector", ".value p").text
+    assert said.endswith(": 0 % of the way")
+
+
 def test_the_next_tokens_are_listed_with_and_without_the_patch(show, model):
     rows = rows_of(show(f"cells={LAYER}.{POSITION}"), "tops")
     unpatched = model(model.tokenizer(TEXTS["corrupted"]))[0][0, -1]

@@ -191,5 +191,5 @@ def test_the_circuit_that_is_shown_can_be_kept_as_a_script(tab):
     set_size(tab, 25)
     wait_for_worth(tab)
     tab.click("Script")
-    tab.wait(lambda: tab.all("#dialog pre"))
+    tab.wait(lambda: tab.all("#dialog[open] pre"))
     assert "n_edges=25).without([])" in tab.text("#dialog pre")

@@ -46,7 +46,7 @@ EXAMPLES = (
         NAMES,
     ),
     (
-        "Who gets it? Mary or John",
+        "Who gets it? Mary or John (gpt2)",
         "When Mary and John went to the store, John gave a drink to",
         "When Mary and John went to the store, Mary gave a drink to",
         " Mary",
@@ -54,7 +54,7 @@ EXAMPLES = (
         GPT2,
     ),
     (
-        "Who gets it? Anna or Tom",
+        "Who gets it? Anna or Tom (gpt2)",
         "Then, Tom and Anna had a long argument, and afterwards Tom said to",
         "Then, Tom and Anna had a long argument, and afterwards Anna said to",
         " Anna",

@@ -22,7 +22,9 @@ export async function ask(view, body, onEvent = () => {}, { lane = view } = {}) 
       body: JSON.stringify({ ...body, tab, lane }),
     });
     if (!answer.ok) return await refusal(answer);
-    return await readEvents(answer.body.getReader(), onEvent, controller.signal);
+    const last = await readEvents(answer.body.getReader(), onEvent, controller.signal);
+    // An older question, broken off here, may come to the server after this one, and cancels it there.
+    return last.cancelled && !controller.signal.aborted ? await ask(view, body, onEvent, { lane }) : last;
   } catch (error) {
     if (controller.signal.aborted) return { cancelled: true };
     if (!(error instanceof TypeError)) throw error;

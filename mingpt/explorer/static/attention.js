@@ -3,6 +3,7 @@
 import { ask, cancel } from "./api.js";
 import { drawHeads, drawPattern, unpackPatterns, WEIGHTS, writtenWeight } from "./attention_picture.js";
 import { add, choices, gradient, mix } from "./common.js";
+import { segments } from "./segments.js";
 import { known, learn, pairFields, set, state, subscribe } from "./state.js";
 import { written } from "./sweep_picture.js";
 import { colourChip, tokenRow } from "./tokens.js";
@@ -44,16 +45,7 @@ function exported() {
 // --- The parts of the panel.
 
 function addControls(box) {
-  const group = add(box, "div", "", "segments");
-  group.setAttribute("role", "radiogroup");
-  group.setAttribute("aria-label", "Which run is shown");
-  for (const [name, title] of Object.entries(RUNS)) {
-    const label = add(group, "label"), button = add(label, "input");
-    Object.assign(button, { type: "radio", name: "run", value: name, checked: name === state.run });
-    add(label, "span", title);
-    button.addEventListener("change", () => set({ run: name }));
-    subscribe(["run"], () => { button.checked = name === state.run; });
-  }
+  segments(box, "Which run is shown", "run", { clean: [RUNS.clean], corrupted: [RUNS.corrupted] });
   const scale = add(box, "div", "", "field");
   add(scale, "span", "Weight 0", "label");
   add(scale, "span", "", "bar-of-weights").style.background = gradient(WEIGHTS);

@@ -1,7 +1,8 @@
 // Where the heads of a cell's layer look from its position: a row for each head, the clean run above the corrupted one.
 
+import { WEIGHTS } from "./attention_picture.js";
 import { add, choices, mix, rounded, step } from "./common.js";
-import { SCALES } from "./heatmap.js";
+import { paintPixels } from "./sweep_picture.js";
 
 const RUNS = ["clean", "corrupted"];
 const MOST_NAMES = 24; // tokens; more could not be read
@@ -56,20 +57,11 @@ function addHead(list, name, weights, most) {
   button.setAttribute("aria-label", `Head ${name} looks most at ${most[0]} in the clean run, at ${most[1]} in the corrupted`);
   add(button, "span", name);
   const strip = add(button, "span", "", "strip");
-  paint(add(strip, "canvas"), weights);
+  paintPixels(add(strip, "canvas"), weights.map(row => row.map(weight => mix(WEIGHTS, weight))));
   add(strip, "span", "", "key");
   const says = add(button, "span", "", "most token");
   for (const line of most) add(says, "span", line);
   return button;
-}
-
-// A pixel for each weight; the style makes it larger. White is 0, dark is 1.
-function paint(canvas, rows) {
-  canvas.width = rows[0].length;
-  canvas.height = rows.length;
-  const pixels = rows.flat().flatMap(weight => [...mix(SCALES.sequential, weight), 255]);
-  const image = new ImageData(Uint8ClampedArray.from(pixels), canvas.width);
-  canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 // Below the rows: where the texts differ, both tokens.

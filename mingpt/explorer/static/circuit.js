@@ -3,6 +3,7 @@
 import { ask, cancel } from "./api.js";
 import { circuitGraph } from "./circuit_graph.js";
 import { add, step } from "./common.js";
+import { segments } from "./segments.js";
 import { written } from "./sweep_picture.js";
 import { known, learn, pairFields, set, state, subscribe } from "./state.js";
 
@@ -54,17 +55,7 @@ export function start(panel) {
 // --- The controls.
 
 function addControls(box) {
-  const group = add(box, "div", "", "segments");
-  group.setAttribute("role", "radiogroup");
-  group.setAttribute("aria-label", "How the edges are scored");
-  for (const [name, [title, hint]] of Object.entries(METHODS)) {
-    const label = add(group, "label"), button = add(label, "input");
-    label.title = hint;
-    Object.assign(button, { type: "radio", name: "method", value: name, checked: name === state.method });
-    add(label, "span", title);
-    button.addEventListener("change", () => set({ method: name }));
-    subscribe(["method"], () => { button.checked = name === state.method; });
-  }
+  segments(box, "How the edges are scored", "method", METHODS);
   const field = parts.size = add(box, "div", "", "field size");
   const label = add(field, "label", "Edges");
   const slider = parts.slider = add(field, "input");

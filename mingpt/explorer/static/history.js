@@ -3,7 +3,7 @@
 import { add, mix } from "./common.js";
 import { heatmap } from "./heatmap.js";
 import { currentStep, known, set, subscribe } from "./state.js";
-import { DIRECTIONS, drawLegend, optionsOf, reasonFor, scaleOf, way, written } from "./sweep_picture.js";
+import { DIRECTIONS, drawLegend, optionsOf, paintPixels, reasonFor, scaleOf, way, written } from "./sweep_picture.js";
 
 const MOST = 24; // cards that are kept
 const STORE = "mingpt explorer's history"; // of this tab of the browser, so that a reload keeps it
@@ -99,16 +99,9 @@ function showCard(item, card, isCurrent) {
   add(label, "span", "side by side");
 }
 
-// A pixel a cell; the style makes it large.
 function paint(canvas, sweep) {
   const { stops, low, high } = scaleOf([sweep]);
-  canvas.width = sweep.columns.length;
-  canvas.height = sweep.rows.length;
-  const pen = canvas.getContext("2d");
-  sweep.values.forEach((values, row) => values.forEach((value, column) => {
-    pen.fillStyle = `rgb(${mix(stops, (value - low) / (high - low))})`;
-    pen.fillRect(column, row, 1, 1);
-  }));
+  paintPixels(canvas, sweep.values.map(row => row.map(value => mix(stops, (value - low) / (high - low)))));
 }
 
 // The ticked cards' heatmaps, large; in the same colours where they show the same measure. What is pointed at in one

@@ -4,6 +4,7 @@ import { ask, cancel } from "./api.js";
 import * as cell from "./cell.js";
 import { add, rounded } from "./common.js";
 import { heatmap } from "./heatmap.js";
+import { segments } from "./segments.js";
 import { known, learn, pairFields, set, state, subscribe } from "./state.js";
 import {
   decimalsFor, DIRECTIONS, drawLegend, optionsOf, reasonFor, scaleOf, showsHeads, way, whatWasPut, written,
@@ -65,7 +66,8 @@ function exported(kind) {
 
 function addControls(box) {
   parts.site = addSelect(box, "Site", "site", changes => ({ ...changes, at: null, cells: [] }));
-  parts.direction = addDirections(box);
+  const directions = Object.entries(DIRECTIONS).map(([name, of]) => [name, [way(of), of.question]]);
+  segments(box, "What is put where", "direction", Object.fromEntries(directions));
   parts.measure = addSelect(box, "Measure", "measure");
   parts.crumb = add(box, "button", "", "crumb");
   parts.crumb.addEventListener("click", () => set({ at: null, cells: [] }));
@@ -76,7 +78,7 @@ function addControls(box) {
     }
     for (const { name, title } of known.facts.measures) add(parts.measure, "option", title).value = name;
   });
-  subscribe(["facts", "site", "direction", "measure", "at"], showControls);
+  subscribe(["facts", "site", "measure", "at"], showControls);
 }
 
 function addSelect(box, title, name, more = changes => changes) {
@@ -89,27 +91,11 @@ function addSelect(box, title, name, more = changes => changes) {
   return select;
 }
 
-function addDirections(box) {
-  const group = add(box, "div", "", "segments");
-  group.setAttribute("role", "radiogroup");
-  group.setAttribute("aria-label", "What is put where");
-  for (const name in DIRECTIONS) {
-    const label = add(group, "label");
-    label.title = DIRECTIONS[name].question;
-    const button = add(label, "input");
-    Object.assign(button, { type: "radio", name: "direction", value: name });
-    add(label, "span", way(DIRECTIONS[name]));
-    button.addEventListener("change", () => set({ direction: name }));
-  }
-  return group;
-}
-
 function showControls() {
   if (!known.facts) return;
   parts.site.value = state.site;
   parts.site.title = known.facts.sites.find(({ name }) => name === state.site)?.about ?? "";
   parts.measure.value = state.measure;
-  for (const button of parts.direction.querySelectorAll("input")) button.checked = button.value === state.direction;
   parts.crumb.hidden = !state.at;
   if (state.at) parts.crumb.textContent = `\u2190 all heads (this is head ${state.at.layer}.${state.at.head})`;
 }
@@ -161,6 +147,8 @@ function draw(sweep) {
     onPoint: point, onEnter: enter, onSelect: select,
   };
   table = heatmap(parts.map, options);
+  // What is left of the first difference need not be seen.
+  parts.map.scrollLeft = table.cells[0][sweep.first].offsetLeft - parts.map.clientWidth / 3;
   pointed = null;
 }
 

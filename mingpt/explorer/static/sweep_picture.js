@@ -94,3 +94,12 @@ export function drawLegend(box, { stops, low, high }, unpatched, quantity) {
   const [lower, upper] = [first, second - first].map(part => `minmax(max-content, ${part}fr)`);
   names.style.gridTemplateColumns = `${lower} ${upper} ${1 - second}fr`;
 }
+
+// A pixel for each colour [red, green, blue] of these rows; the style makes it larger.
+export function paintPixels(canvas, rows) {
+  canvas.width = rows[0].length;
+  canvas.height = rows.length;
+  const pixels = rows.flat().flatMap(colour => [...colour, 255]);
+  const image = new ImageData(Uint8ClampedArray.from(pixels), canvas.width);
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}

@@ -21,7 +21,7 @@ export function mix(stops, share) {
 export const gradient = stops => `linear-gradient(to right, ${stops.map(stop => `rgb(${stop})`)})`;
 
 // A number to so many decimals; what rounds to 0 has no sign.
-export const rounded = (x, decimals) => x.toFixed(decimals).replace(/^-(0\.0*)$/, "$1");
+export const rounded = (x, decimals) => x.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1");
 
 // Black or white, whichever reads better on a colour: at least 4.5 : 1 (WCAG's relative luminance).
 export function inkOn(colour) {
