@@ -19,6 +19,12 @@ def test_a_body_is_read_as_it_is():
     assert body == {"a": "東\U0001f642", "b": [1, -2, 0.5], "c": None}
 
 
+@pytest.mark.parametrize("digits", ["9" * 20, "-" + "9" * 20, "9" * 5000])
+def test_a_number_that_nothing_here_can_be_is_refused(digits):
+    with pytest.raises(ValueError, match="a number too large, which is no number"):
+        requests.read_body(f'{{"a": {digits}}}'.encode())
+
+
 def test_a_pair_has_its_texts_ids_and_answers(model):
     pair = requests.read_pair(model, {"clean": CLEAN, "corrupted": CORRUPTED})
     assert pair.clean_text == CLEAN and pair.clean.shape == pair.corrupted.shape == (1, 11)

@@ -59,11 +59,9 @@ def lines(answer):
     return [json.loads(line) for line in answer]
 
 
-def count_for_ever(model, body, cache):
+def count_for_long(model, body, cache):
     """Tells a number now and then, between breaths."""
-    number = 0
-    while True:
-        number += 1
+    for number in range(1, 10_000):
         time.sleep(0.002)
         yield {"number": number} if number % 5 == 0 else {}
 
@@ -80,7 +78,7 @@ def test_the_facts_name_all_sites_and_the_model_to_start_with(ask):
 
 
 def test_lines_come_while_the_view_still_computes(ask, view):
-    view("slow", count_for_ever)
+    view("slow", count_for_long)
     answer = ask("slow")
     assert answer.getheader("content-type").startswith("application/x-ndjson")
     # Breaths are not sent.
@@ -139,7 +137,7 @@ def test_too_little_memory_is_a_sentence(ask, view, capfd):
 
 
 def test_a_newer_request_of_the_same_lane_cancels_the_older_one(ask, view):
-    view("slow", count_for_ever)
+    view("slow", count_for_long)
     older = ask("slow", lane="a")
     older.readline()
     newer = ask("slow", lane="a")
@@ -148,7 +146,7 @@ def test_a_newer_request_of_the_same_lane_cancels_the_older_one(ask, view):
 
 
 def test_other_lanes_and_other_tabs_are_not_cancelled(ask, view, explorer):
-    view("slow", count_for_ever)
+    view("slow", count_for_long)
     first = ask("slow", tab="1", lane="a")
     first.readline()
     second = ask("slow", tab="1", lane="b")
@@ -164,7 +162,7 @@ def test_a_closed_connection_cancels_and_the_next_one_is_answered(ask, view, exp
 
     def watch(model, body, cache):
         try:
-            yield from count_for_ever(model, body, cache)
+            yield from count_for_long(model, body, cache)
         finally:
             ended.set()
 
@@ -179,7 +177,7 @@ def test_a_closed_connection_cancels_and_the_next_one_is_answered(ask, view, exp
 
 
 def test_a_long_computation_does_not_hold_up_another_tab(ask, view):
-    view("slow", count_for_ever)
+    view("slow", count_for_long)
     long = ask("slow", tab="1")
     long.readline()
     assert lines(ask("model", tab="2"))[-1]["end"]
@@ -197,7 +195,7 @@ def test_a_page_that_reads_late_gets_all_there_is(ask, view):
 
 
 def test_many_tabs_at_once_are_answered_up_to_a_bound(ask, view):
-    view("slow", count_for_ever)
+    view("slow", count_for_long)
     running = [ask("slow", tab=f"tab {number}") for number in range(MOST_JOBS)]
     refused = ask("slow", tab="one more")
     assert refused.status == 429 and "too much to do" in json.load(refused)["error"]
@@ -223,6 +221,18 @@ def test_a_page_that_does_not_read_holds_up_nobody_for_ever(ask, view, monkeypat
     view("pour", pour)
     ask("pour", tab="silent")
     assert lines(ask("model", tab="other"))[-1]["end"]
+
+
+def test_of_what_a_page_does_not_read_little_is_kept_and_not_for_long(
+    ask, view, explorer, monkeypatch
+):
+    monkeypatch.setattr(worker, "PATIENCE", 0.5)
+    view("pour", lambda model, body, cache: ({"text": "x" * 10_000} for _ in range(5000)))
+    ask("pour", tab="silent")
+    job = explorer.worker.jobs["silent", "pour"]
+    wait_for(lambda: job.is_over)
+    # And the line that says how it ended.
+    assert job.unread.qsize() <= worker.MOST_UNREAD + 2
 
 
 @pytest.mark.parametrize(
@@ -297,6 +307,7 @@ def test_the_page_and_its_files_are_served_with_their_types(explorer):
         "/static//etc/passwd",
         "/static/",
         "/static/attention.html",
+        "/static/main.js/",
         "/static/%00",
         "/api/model",
         "/api/",
@@ -386,7 +397,7 @@ def test_connections_that_say_nothing_give_their_places_back(explorer, monkeypat
 
 def test_who_has_asked_may_listen_for_longer_than_a_request_may_take(ask, view, monkeypatch):
     monkeypatch.setattr(serving, "PATIENCE", 0.1)
-    view("slow", count_for_ever)
+    view("slow", count_for_long)
     answer = ask("slow")
     began = time.monotonic()
     while time.monotonic() < began + 0.4:
