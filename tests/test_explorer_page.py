@@ -1,9 +1,11 @@
 """The explorer's page in a browser: texts, heatmap, answers, keyboard, address, history, files."""
 
+from threading import Semaphore
 from urllib.parse import urlencode
 
 import pytest
 
+from mingpt.explorer import grid
 from mingpt.explorer.models import Loaded
 from mingpt.explorer.worker import Cache
 from mingpt.interpretability.activation_patching import patch_layers
@@ -157,6 +159,46 @@ def test_a_head_opens_into_its_positions_and_escape_goes_back_up(page, model):
     page.cell(0, 3).send_keys(page.keys.ESCAPE)
     page.finish()
     assert len(page.numbers()) == 12
+
+
+def test_rows_appear_from_the_last_layer_up_until_a_newer_edit_cancels_them(
+    page, explorer, model, monkeypatch
+):
+    from mingpt.explorer.app import VIEWS
+
+    for limit in ("START", "MOST"):
+        monkeypatch.setattr(grid, limit, 1)  # a piece is as small as can be
+    gate = Semaphore(0)
+    sent = {}  # {text: the layers of its rows}
+    real = VIEWS["sweep"]
+
+    def slow(model, body, cache):
+        for event in real(model, body, cache):
+            if "layers" in event:
+                gate.acquire(timeout=10)
+                sent.setdefault(body["corrupted"], []).extend(event["layers"])
+            yield event
+
+    def paste(text):
+        box = "document.querySelector('#text-corrupted')"
+        page.run(f"{box}.value = arguments[0]; {box}.dispatchEvent(new Event('input'))", text)
+
+    monkeypatch.setitem(VIEWS, "sweep", slow)
+    older, newer = (CLEAN.replace("Jones", name) for name in ("Cole", "Hall"))
+    paste(older)
+    gate.release()
+    rows = "#heatmap tbody tr"
+    page.wait(lambda: len(page.all(f"{rows}:not(.stale)")) == 1)
+    assert page.all(f"{rows}:last-child:not(.stale)")
+    assert page.find("#heatmap").get_attribute("aria-busy") == "true"
+    jobs = list(explorer.worker.jobs.values())
+    paste(newer)
+    page.wait(lambda: all(job.is_over for job in jobs))
+    gate.release(100)
+    page.finish()
+    assert agrees(page.numbers(), patch_layers(model, CLEAN, newer).logit_diff)
+    assert sent[newer] == list(range(12))[::-1]
+    assert len(sent[older]) < 12
 
 
 def test_what_the_server_took_for_the_older_question_is_asked_again(page, model):
@@ -377,6 +419,29 @@ def test_a_model_that_cannot_be_had_says_so_and_the_old_one_stays(page, explorer
     page.wait(lambda: "cannot be had" in page.text("#notice"))
     assert page.find("#model").get_attribute("value") == "names"
     assert page.numbers() == before
+
+
+def test_a_model_that_is_loading_says_how_far_it_is_and_the_old_one_can_be_used(
+    page, explorer, monkeypatch
+):
+    gate = Semaphore(0)
+
+    def read(name, loading):
+        loading.stage = "downloading gpt2"
+        loading.share = lambda: 0.4
+        gate.acquire(timeout=10)
+        raise ValueError("gpt2 cannot be had without a network")
+
+    monkeypatch.setattr(explorer.models, "read", read)
+    page.Select(page.find("#model")).select_by_index(1)
+    page.wait(lambda: page.find("#loading").is_displayed())
+    assert page.find("#loading").get_attribute("value") == "0.4"
+    assert page.text("#notice") == "downloading gpt2"
+    before = page.numbers()
+    page.choose("site", "mlp_out")
+    assert page.numbers() != before
+    gate.release()
+    page.wait(lambda: not page.find("#loading").is_displayed())
 
 
 def test_another_model_can_be_chosen(page, explorer, monkeypatch):
