@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mingpt.explorer import cell_view, grid, sweep_view
+from mingpt.explorer import cell_view, grid, memory, sweep_view
 from mingpt.explorer.worker import Cache
 from mingpt.interpretability import logit_lens
 from mingpt.interpretability.activation_patching import (
@@ -334,6 +334,19 @@ def test_the_next_cell_of_a_pair_needs_no_unpatched_run(model, monkeypatch):
     monkeypatch.setattr(cell_view, "MOST_KEPT", 1000)
     ask_cell(model, cache, layer=6, position=2, direction="noise")
     assert not cache.get("unpatched runs", dict)
+
+
+def test_texts_whose_runs_would_fill_the_memory_are_refused(model, monkeypatch):
+    """At T = 11, of 12 layers: 6 * 128 numbers a token; for a cell 512 neurons, 4 * 11 weights."""
+    for view, width in ((sweep_view.sweep, 6 * 128), (cell_view.cell, 6 * 128 + 512 + 4 * 11)):
+        site = "z" if view is sweep_view.sweep else "resid_post"
+        fields = {"site": site, "layer": 5, "position": 1}
+        monkeypatch.setattr(memory, "ROOM", 0)
+        needed = 2 * 4 * 12 * 11 * width
+        monkeypatch.setattr(memory, "free_memory", iter([needed, needed - 1]).__next__)
+        assert len(ask(view, model, **fields)) > 2
+        with pytest.raises(ValueError, match="take shorter texts"):
+            ask(view, model, **fields)
 
 
 def test_heads_and_neurons_that_run_one_by_one_are_the_same(model, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from mingpt.explorer import requests
 from mingpt.explorer.events import numbers, tokens, top_tokens
 from mingpt.explorer.grid import MOST, groups, operations, run_heads
+from mingpt.explorer.memory import check_runs
 from mingpt.interpretability import partial_runs, readout
 from mingpt.interpretability import runs as one_run
 from mingpt.interpretability.activation_patching import DIRECTIONS, Sweep
@@ -97,6 +98,7 @@ def read_place(model, body, cache):
     if kept.get("key") == key:
         return Place(model, pair, kept["runs"], site, direction, answers)
     kept.clear()
+    check_runs(model, pair.clean.size(1), sites)
     runs = Sweep(model, pair.clean, pair.corrupted, direction, sites)
     if size_of(runs.source) + size_of(runs.target) <= MOST_KEPT:
         kept.update(key=key, runs=runs)

@@ -107,6 +107,8 @@ def find_edges(model, body, cache):
             yield {"share": share}
             # What fails now cannot be gone on with.
             held.pop(method, None)
+        if method not in scores:  # another request shared the search, and it failed there
+            raise ValueError("the search was broken off; ask again")
     mask = first_edges(runs.graph, scores[method].abs(), MOST_EDGES)
     return Circuit(model, runs, mask, scores[method], method)
 

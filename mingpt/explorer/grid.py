@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from mingpt.explorer import requests
+from mingpt.explorer.memory import check_runs
 from mingpt.interpretability.activation_patching import DIRECTIONS, Sweep
 from mingpt.interpretability.inputs import token_texts
 from mingpt.interpretability.patching_result import PatchingResult
@@ -83,6 +84,7 @@ def compute(model, grid, cache):
     layers = layers_of(model, grid)
     missing = [layer for layer in layers if layer not in ends.rows]
     if missing:
+        check_runs(model, grid.pair.clean.size(1), [grid.site])
         runs = Sweep(model, grid.pair.clean, grid.pair.corrupted, grid.direction, [grid.site])
         ends.unpatched = runs.unpatched
     yield ends, [layer for layer in layers if layer in ends.rows]

@@ -1,9 +1,10 @@
-"""Does a model fit into the memory that is free? Asked before its weights are read."""
+"""Does it fit into the memory that is free? Asked before weights are read, and before a run."""
 
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+from mingpt.interpretability.partial_runs import base_sites
 from mingpt.weights import stored_shapes
 
 BYTES = 4  # of a weight in fp32
@@ -44,6 +45,26 @@ def check_fits(name, config, going=()):
         raise ValueError(
             f"{name} needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
             "take a smaller model, or close other programs"
+        )
+
+
+def check_runs(model, T, sites):
+    """ValueError if what is kept of two runs over T tokens is larger than the memory that is free.
+
+    sites: those that are recorded, beside what a sweep of them needs.
+    """
+    config = model.config
+    # Of all other sites it is the stream's width, for each token.
+    widths = dict.fromkeys(("mlp_pre", "mlp_post"), config.n_inner)
+    widths |= dict.fromkeys(("scores", "pattern"), config.n_head * T)
+    kept = set(sites).union(*map(base_sites, sites))
+    width = sum(widths.get(site, config.n_embd) for site in kept)
+    needed = 2 * BYTES * config.n_layer * T * width
+    free = free_memory() if needed > ROOM else None
+    if free is not None and needed > free:
+        raise ValueError(
+            f"two runs over {T} tokens need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} "
+            "GB are free; take shorter texts or a smaller model"
         )
 
 

@@ -188,9 +188,12 @@ class Worker:
             job = self.queue.get(timeout=wait)
         except queue.Empty:
             return True
-        if job is not None:
-            under_way.append(job)
-        return job is not None
+        if job is None:
+            return False
+        # As if it had had as much as the others: who came before is not passed over for ever.
+        job.used = min((other.used for other in under_way), default=0.0)
+        under_way.append(job)
+        return True
 
 
 def lower_priority():
