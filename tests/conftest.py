@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-# Threads that wait for each other sleep instead of spinning, which beside other work takes long.
+# Threads that wait for each other soon sleep: to spin takes long beside other work.
 # It is read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 @pytest.fixture(scope="session")

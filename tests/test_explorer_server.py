@@ -9,10 +9,11 @@ import threading
 import time
 
 import pytest
+import torch
 
 pytest.importorskip("uvicorn", reason="needs requirements-explorer.txt")
 
-from mingpt.explorer import app, serving, worker  # noqa: E402
+from mingpt.explorer import app, models, serving, worker  # noqa: E402
 from mingpt.explorer.worker import FAULT, MOST_JOBS, MOST_UNREAD, Cache  # noqa: E402
 
 PATIENCE = 20  # seconds for what takes a moment, before a test gives up
@@ -184,6 +185,17 @@ def test_a_long_computation_does_not_hold_up_another_tab(ask, view):
     # And it goes on.
     assert "number" in json.loads(long.readline())
     long.close_connection()
+
+
+def test_a_small_model_takes_one_thread(ask, view, explorer, monkeypatch):
+    def count(model, body, cache):
+        yield {"threads": torch.get_num_threads()}
+
+    view("count", count)
+    assert lines(ask("count"))[0] == {"threads": 1}
+    monkeypatch.setattr(worker, "MOST_THREADS", 3)
+    monkeypatch.setattr(models, "SMALL", 0)
+    assert lines(ask("count"))[0] == {"threads": 3}
 
 
 def test_a_page_that_reads_late_gets_all_there_is(ask, view):

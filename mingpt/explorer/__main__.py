@@ -17,9 +17,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     # While the imports below take their seconds, Ctrl-C ends without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# Threads that wait for each other sleep instead of spinning. A browser needs the cores too, and
-# beside it a spinning sweep was seen to take 70 times as long. It is read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for each other soon sleep instead of spinning: a browser needs cores too, and
+# beside other programs a spinning sweep was seen to take 70 times as long. To sleep at once costs
+# half as much again where there is room. It is read when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from mingpt.common import command_parser, run_command
 from mingpt.hub import MODEL_HELP, find_model

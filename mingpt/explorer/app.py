@@ -105,7 +105,9 @@ class Explorer:
                 else:
                     loaded = self.models.get(body["model"])
                     # Only the job holds the view, so that with its end goes all that this holds.
-                    self.worker.start(job, VIEWS[name](loaded.model, body, loaded.cache))
+                    self.worker.start(
+                        job, VIEWS[name](loaded.model, body, loaded.cache), loaded.threads
+                    )
             async for line in job.lines():
                 yield line
         except ValueError as error:

@@ -13,13 +13,16 @@ from pathlib import Path
 import huggingface_hub
 
 from mingpt import hub, pretrained
-from mingpt.explorer.memory import check_fits
+from mingpt.explorer.memory import check_fits, count_weights
 from mingpt.explorer.worker import Cache, explain
 from mingpt.model import GPT
 
 # {name: millions of parameters}, beside the models that the command names.
 OFFERED = {"names": 2.6, "gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
 MOST = 2  # models that stay in the memory
+# Weights: of a smaller model a run is so short that a second thread gains little, and where
+# other programs need the cores it was seen to cost four times the time.
+SMALL = 20e6
 BETWEEN = 0.1  # seconds between two looks at how far a model is
 
 
@@ -29,6 +32,11 @@ class Loaded:
 
     model: GPT
     cache: Cache
+
+    @property
+    def threads(self):
+        """How many of torch's threads its runs take; None for as many as torch would."""
+        return 1 if count_weights(self.model.config) < SMALL else None
 
 
 class Loading:

@@ -17,9 +17,12 @@ import time
 import traceback
 from collections import OrderedDict
 
+import torch
+
 MOST_JOBS = 32  # waiting and running, of all pages together
 MOST_UNREAD = 256  # events that a page has not read yet
 PATIENCE = 10  # seconds for which a job waits for such a page
+MOST_THREADS = torch.get_num_threads()
 BETWEEN = 0.05  # seconds between two looks whether it has read
 FAULT = "the explorer has a fault; its terminal says more"
 
@@ -71,6 +74,7 @@ class Job:
         self.key = key
         self.is_over = False
         self.events = None  # the view's, once it has begun
+        self.threads = None  # of torch, to compute them
         self.loop = asyncio.get_running_loop()
         self.unread = asyncio.Queue()
         self.sent = 0  # lines
@@ -113,6 +117,7 @@ class Job:
         """Compute the next event, in the worker's thread."""
         began = time.perf_counter()
         try:
+            torch.set_num_threads(self.threads or MOST_THREADS)
             event = next(self.events)
             # An empty event is a breath, in which to look whether to go on.
             if event and not self.is_over:
@@ -142,10 +147,14 @@ class Worker:
         self.jobs[key] = Job(key)
         return self.jobs[key]
 
-    def start(self, job, events):
-        """Compute the events, a generator's, as soon as the thread comes to it."""
+    def start(self, job, events, threads=None):
+        """Compute the events, a generator's, as soon as the thread comes to it.
+
+        threads: of torch, to compute them; None for as many as it takes by itself.
+        """
         if not job.is_over:
             job.events = events
+            job.threads = threads
             self.queue.put(job)
 
     def close(self, job):
