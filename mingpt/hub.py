@@ -158,7 +158,7 @@ class Hub:
                 path = get_file(self.repo, self.revision, filename)
                 if path:
                     # The folder is named by the commit: later files come from the same version.
-                    self.revision = path.parent.name
+                    self.revision = path.parents[filename.count("/")].name
                     return path
         return None
 
@@ -238,7 +238,8 @@ def fetch(repo, revision, filename):
 
     for tries_left in reversed(range(TRIES)):
         try:
-            with quiet(show_bar=filename in WEIGHTS and has_stderr()):
+            is_large = filename.endswith((".safetensors", ".bin", ".pt"))
+            with quiet(show_bar=is_large and has_stderr()):
                 return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
         except RemoteEntryNotFoundError:
             return None

@@ -5,9 +5,14 @@ import shutil
 import threading
 import time
 from pathlib import Path
+
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
+
+from tests.hub import Hub, point_to
 
 # Threads that wait for each other soon sleep: to spin takes long beside other work.
 # It is read when torch is imported.
@@ -86,3 +91,21 @@ def explorer():
         )
         server.end()
         thread.join()
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """start(repos, ...) -> a running Hub, which huggingface_hub takes for the hub; no cache."""
+    with ExitStack() as stack:
+
+        def start(repos, **options):
+            hub = stack.enter_context(Hub(repos, **options))
+            point_to(hub.url, monkeypatch)
+            return hub
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(
+            constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"), raising=False
+        )
+        yield start

@@ -16,6 +16,8 @@ import struct
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -127,3 +129,10 @@ class Handler(BaseHTTPRequestHandler):
 def files_of(folder):
     """{name: bytes} of a folder, for Hub."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def point_to(url, monkeypatch):
+    """Make huggingface_hub take this address for the hub, as long as monkeypatch lasts."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from mingpt import hub as hub_files
 from mingpt import pretrained, weights
 from mingpt.bpe import BPETokenizer, Encoder
 from mingpt.model import GPT, GPTConfig
-from tests.hub import COMMIT, Handler, Hub, files_of
+from tests.hub import COMMIT, Handler, files_of, point_to
 
 B, T, L, H, D, V = 2, 5, 4, 3, 7, 11
 SHAPES = {  # settings of GPT2Config that differ from L, H, D, V
@@ -117,30 +116,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     pretrained.save(model, folder)
     return files_of(folder)
-
-
-@pytest.fixture
-def start(tmp_path, monkeypatch):
-    """start(repos, ...) -> a running Hub, which huggingface_hub takes for the hub; no cache."""
-    with ExitStack() as stack:
-
-        def start(repos, **options):
-            hub = stack.enter_context(Hub(repos, **options))
-            point_to(hub.url, monkeypatch)
-            return hub
-
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(
-            constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"), raising=False
-        )
-        yield start
-
-
-def point_to(url, monkeypatch):
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def nowhere():
