@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mingpt.bpe import BPETokenizer, Encoder
-from mingpt.interpretability import neuron_analysis
+from mingpt.interpretability import windows
 from mingpt.interpretability.activation_patching import ablate_component
 from mingpt.interpretability.neuron_analysis import (
     Example,
@@ -88,7 +88,7 @@ def by_full_sort(model, layer, neuron, texts, k, around):
 @pytest.mark.parametrize("at_once", [1, 9, 20, 4096])  # one window at a time, few, many, all
 @pytest.mark.parametrize(("k", "around"), [(1, 0), (3, 2), (99, 16)])
 def test_the_examples_are_those_of_a_full_sort(k, around, at_once, monkeypatch):
-    monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
+    monkeypatch.setattr(windows, "AT_ONCE", at_once)
     model, texts, neurons = make_model(), make_texts(), [5, 0, 12, 7]
     result = top_activating_examples(model, 2, neurons, (text for text in texts), k, around)
     assert list(result.examples) == [(2, neuron) for neuron in neurons]
@@ -142,7 +142,7 @@ def test_no_token_of_a_text_is_skipped_or_changed():
     "analysis", [lambda *a: top_activating_examples(a[0], 1, [0, 4], a[1], k=2), activation_stats]
 )
 def test_texts_are_asked_for_one_by_one_and_not_kept(analysis, monkeypatch):
-    monkeypatch.setattr(neuron_analysis, "AT_ONCE", 3 * BLOCK)
+    monkeypatch.setattr(windows, "AT_ONCE", 3 * BLOCK)
     model, asked, ahead, alive = make_model(), [0], [], []
 
     def stream(texts):
@@ -169,7 +169,7 @@ def test_texts_are_asked_for_one_by_one_and_not_kept(analysis, monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 9, 14, 50])
 def test_no_more_tokens_run_together_than_allowed(at_once, monkeypatch):
-    monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
+    monkeypatch.setattr(windows, "AT_ONCE", at_once)
     model, sizes = make_model(), []
     hook = model.transformer.wte.register_forward_hook(
         lambda module, inputs, output: sizes.append(inputs[0].shape)
@@ -237,7 +237,7 @@ def test_examples_show_as_a_table_of_the_text_up_to_the_largest():
 
 @pytest.mark.parametrize("at_once", [1, 20, 4096])
 def test_the_statistics_are_those_of_all_activations_together(at_once, monkeypatch):
-    monkeypatch.setattr(neuron_analysis, "AT_ONCE", at_once)
+    monkeypatch.setattr(windows, "AT_ONCE", at_once)
     model, texts = make_model(), make_texts()
     acts = torch.cat(
         [activations(model, ids) for _, _, ids in windows_of(texts)], 1

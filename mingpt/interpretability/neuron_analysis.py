@@ -1,9 +1,7 @@
 """What does a neuron answer to, and what does it do to the output?
 
 A neuron is one entry of mlp_post, after the activation function. Texts: a list or a generator, of
-texts or of ids. One that is longer than the block size is cut into windows, one after the other:
-each token is in exactly one, and sees nothing of the window before. Windows run together, padded on
-the right, where no token looks.
+texts or of ids, which windows.py cuts into windows.
 
 Strong examples do not show that a neuron answers to nothing else (Bolukbasi et al. 2021, arXiv
 2104.07143), nor that the model uses it.
@@ -12,21 +10,16 @@ Voita et al. 2023 (2309.04827), dead neurons.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from mingpt.common import progress_bar
-from mingpt.interpretability import runs, web_pages
+from mingpt.interpretability import web_pages
 from mingpt.interpretability.attribution import important_neurons  # noqa: F401, found here too
-from mingpt.interpretability.inputs import token_texts, tokenizer_of
+from mingpt.interpretability.inputs import token_texts
 from mingpt.interpretability.reports import name_model
+from mingpt.interpretability.windows import are_below, site_activations
 from mingpt.sites import as_int
-
-# Tokens that run together, padding included. It bounds the memory; a single window is never cut.
-AT_ONCE = 1024
 
 
 @dataclass(repr=False)
@@ -94,16 +87,29 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
     Cost: one pass over the texts, up to this layer; memory does not grow with them.
     """
     layer, neurons = _check_neurons(model, layer, neuron)
+    names = [(layer, number) for number in neurons]
+    found = site_activations(model, texts, [layer], "mlp_post")
+    # (tokens,N) of the windows of each batch, the tokens of a window one after the other.
+    acts = ((windows, x[is_token][:, neurons]) for _, windows, x, is_token in found)
+    return strongest_examples(model, names, acts, k, around)
+
+
+def strongest_examples(model, names, activations, k, around):
+    """TopExamples of anything that has an activation at every token.
+
+    names: N of (layer, number). activations: (windows, (tokens,N)) of each batch of windows, which
+    are asked for one by one. k, around: as in top_activating_examples.
+    """
     if k < 1 or around < 0:
         raise ValueError(f"k must be at least 1 and around at least 0, got {k} and {around}")
-    examples = {(layer, number): [] for number in neurons}
-    for _, windows, acts in _mlp_post(model, texts, [layer]):
+    examples = {name: [] for name in names}
+    for windows, acts in activations:
         lengths = [len(window.ids) for window in windows]
-        pieces = acts[:, neurons].cpu().split(lengths)  # (T,N) of each window
+        pieces = acts.cpu().split(lengths)  # (T,N) of each window
         for window, piece in zip(windows, pieces):
-            for n, largest in enumerate(piece.amax(0).tolist()):  # (T,N) -> (N,)
-                best = examples[layer, neurons[n]]
-                if len(best) < k or largest > best[-1].activation:
+            largest = piece.amax(0).tolist()  # (T,N) -> (N,)
+            for n, (best, value) in enumerate(zip(examples.values(), largest)):
+                if len(best) < k or value > best[-1].activation:
                     best.append(_example(model, window, piece[:, n], around))
                     # Sorting keeps the order of equals, so the earlier stays before the later.
                     best.sort(key=lambda example: -example.activation)
@@ -149,11 +155,12 @@ def activation_stats(model, texts):
     L = model.config.n_layer
     sums = torch.zeros(3, L, model.config.n_inner, dtype=torch.float64)
     tokens = 0
-    for layer, _, acts in _mlp_post(model, texts, range(L)):
+    for layer, _, x, is_token in site_activations(model, texts, range(L), "mlp_post"):
+        acts = x[is_token]  # (B,T,4C) -> (tokens,4C)
         # Sums of squares in fp32 would lose the variance of a neuron with a large mean.
         if acts.device.type == "mps":  # which has no fp64
             acts = acts.cpu()
-        acts = acts.double()  # (tokens,4C)
+        acts = acts.double()
         columns = [acts.sum(0), (acts**2).sum(0), (acts > 0).sum(0)]
         sums[:, layer] += torch.stack(columns).cpu()
         if layer == 0:
@@ -183,19 +190,20 @@ def neuron_logit_weights(model, layer, neuron, k=10):
     """LogitWeights of a neuron. Cost: no pass."""
     layer, (neuron,) = _check_neurons(model, layer, neuron)
     block = model.transformer.h[layer]
-    rows = model.lm_head.weight  # (V,C)
-    out = block.mlp.c_proj.weight[:, neuron]  # (C,)
-    normed = (out - out.mean()) * model.transformer.ln_f.weight
-    logits = (rows - rows.mean(0)) @ normed  # (V,C) @ (C,) -> (V,)
+    promotes, suppresses = promoted_tokens(model, block.mlp.c_proj.weight[:, neuron], k)
     # What the neuron would read of each token, if nothing else were in the stream.
     embedded = block.ln_2(model.transformer.wte.weight)  # (V,C)
     c_fc = block.mlp.c_fc
     matches = embedded @ c_fc.weight[neuron] + c_fc.bias[neuron]  # (V,C) @ (C,) -> (V,)
-    return LogitWeights(
-        _extremes(model, logits, k),
-        _extremes(model, logits, k, largest=False),
-        _extremes(model, matches, k),
-    )
+    return LogitWeights(promotes, suppresses, _extremes(model, matches, k))
+
+
+def promoted_tokens(model, direction, k=10):
+    """(promotes, suppresses), as in LogitWeights, of a direction (C,) of the residual stream."""
+    rows = model.lm_head.weight  # (V,C)
+    normed = (direction - direction.mean()) * model.transformer.ln_f.weight
+    logits = (rows - rows.mean(0)) @ normed  # (V,C) @ (C,) -> (V,)
+    return _extremes(model, logits, k), _extremes(model, logits, k, largest=False)
 
 
 def _extremes(model, values, k, largest=True):
@@ -215,88 +223,6 @@ def _check_neurons(model, layer, neurons):
         ("layer", layers, config.n_layer),
         ("neuron", neurons, config.n_inner),
     ):
-        if not numbers or not _are_below(numbers, size):
+        if not numbers or not are_below(numbers, size):
             raise ValueError(f"no {name} {numbers}; the {name}s are 0 to {size - 1}")
     return layers[0], neurons
-
-
-def _are_below(numbers, size):
-    """Whether all the numbers are ints from 0 to size - 1; True is none."""
-    return all(type(number) is int and 0 <= number < size for number in numbers)
-
-
-def _mlp_post(model, texts, layers):
-    """(layer, windows, mlp_post (tokens,4C) at their tokens, in order) of each batch and layer.
-
-    The blocks are run here, one by one, where other analyses record a whole run: a sweep over many
-    texts would waste the blocks above the layer that it asks for, and no more than one layer's
-    activations are ever held.
-    """
-    runs.check_model(model)
-    recorded = {}
-
-    # No longer kept than until the next block writes its own.
-    def tap(site, x):
-        if site == "mlp_post":
-            recorded[site] = x
-        return x
-
-    for windows in _batches(model, texts):
-        rows = [window.ids for window in windows]
-        ids = pad_sequence(rows, True, padding_value=-1).to(model.lm_head.weight.device)  # (B,T)
-        is_token = ids >= 0  # the padding is -1
-        positions = model.transformer.wpe.weight[: ids.size(1)]  # (T,C)
-        x = model.transformer.wte(ids.clamp(min=0)) + positions  # (B,T,C)
-        for layer, block in enumerate(model.transformer.h[: max(layers) + 1]):
-            x = block(x, tap)
-            if layer in layers:
-                yield layer, windows, recorded["mlp_post"][is_token]  # (B,T,4C) -> (tokens,4C)
-        runs.check_finite(x)
-
-
-class Window(NamedTuple):
-    """As many tokens of a text as the model takes at once, or what is left of it."""
-
-    text: int  # the text's number
-    start: int  # the position of its first token in the text
-    ids: Tensor  # (T,)
-    length: int  # of the whole text
-
-
-def _batches(model, texts):
-    """Lists of windows that run together: at most AT_ONCE tokens, or a single window."""
-    batch = []
-    longest = 0  # length of a window in the batch, to which the others are padded
-    for window in _windows(model, texts):
-        longest = max(longest, len(window.ids))
-        # The padding counts too: it is computed as the tokens are.
-        if batch and (len(batch) + 1) * longest > AT_ONCE:
-            yield batch
-            batch = []
-            longest = len(window.ids)
-        batch.append(window)
-    if not batch:
-        raise ValueError("the texts have no tokens; a generator gives its texts only once")
-    yield batch
-
-
-def _windows(model, texts):
-    """The texts' windows; a text is asked for when the one before it is used up."""
-    texts = [texts] if isinstance(texts, str) else texts
-    for number, text in enumerate(progress_bar(texts, unit="text")):
-        ids = _ids_of_text(model, text, number)
-        for start in range(0, len(ids), model.block_size):
-            yield Window(number, start, ids[start : start + model.block_size], len(ids))
-
-
-def _ids_of_text(model, text, number):
-    """Ids (T,) of a text, or of ids in a list or tensor; (0,) where it is empty."""
-    ids = tokenizer_of(model).encode(text) if isinstance(text, str) else text
-    ids = torch.as_tensor(ids, device="cpu")  # where windows wait for their batch
-    V = model.config.vocab_size
-    # The numbers and not the dtype are looked at, since an empty list becomes a tensor of floats.
-    if ids.ndim != 1 or not _are_below(ids.tolist(), V):
-        raise ValueError(
-            f"text {number} must be a text, or ids (T,) from 0 to {V - 1}; got {text!r:.80}"
-        )
-    return ids.long()
