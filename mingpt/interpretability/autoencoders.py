@@ -121,3 +121,15 @@ def random_weights(config):
     if config.activation == "jumprelu":
         weights["threshold"] = torch.zeros(config.n_features)
     return weights
+
+
+def as_vectors(x, site):
+    """What is at a site, (B,T,d): at z (B,H,T,D) or (B,H,D) the heads are put side by side."""
+    return x.movedim(1, -2).flatten(-2) if site == "z" else x
+
+
+def from_vectors(x, like, site):
+    """(B,T,d) as the site has it, with the heads of `like` apart at z."""
+    if site != "z":
+        return x
+    return x.unflatten(-1, (like.size(1), -1)).movedim(-2, 1)

@@ -43,24 +43,26 @@ class Example:
 
 @dataclass(repr=False)
 class TopExamples:
-    """The strongest examples of neurons; top[layer, neuron] is the list of one neuron's.
+    """The strongest examples of neurons or features; top[layer, neuron] is the list of one's.
 
     Printed, a table: each example's text up to its largest activation, which is the last token's.
     """
 
     model: str  # its name
     examples: dict  # {(layer, neuron): [Example, ...]}, the strongest first
+    what: str = "neuron"  # or feature
 
     def __getitem__(self, neuron):
         return self.examples[neuron]
 
     def __repr__(self):
-        lines = ["layer.neuron  activation  text  position  tokens"]
+        lines = [f"layer.{self.what}  activation  text  position  tokens"]
         for (layer, neuron), examples in self.examples.items():
             for example in examples:
                 words = "".join(example.tokens[max(0, example.peak - 5) : example.peak + 1])
                 place = f"{example.text:6}{example.position:10}"
-                lines.append(f"{layer:5}.{neuron:<8}{example.activation:10.3f}{place}  {words!r}")
+                number = f"{layer:5}.{neuron}"
+                lines.append(f"{number:14}{example.activation:10.3f}{place}  {words!r}")
         return "\n".join(lines)
 
     def plot(self, path):
@@ -69,7 +71,7 @@ class TopExamples:
             {"neuron": f"{layer}.{neuron}", "examples": list(map(_page_data, examples))}
             for (layer, neuron), examples in self.examples.items()
         ]
-        data = {"model": self.model, "neurons": neurons}
+        data = {"model": self.model, "what": self.what, "neurons": neurons}
         return web_pages.save_page("neurons", data, path)
 
 
@@ -177,12 +179,12 @@ class LogitWeights:
     promotes, suppresses: the logit, less the mean over the vocabulary, that one unit of activation
     adds directly, times the standard deviation by which ln_f divides in a run: without that
     division ln_f is linear, it takes off the mean and multiplies by its weight.
-    matches: mlp_pre if the residual stream were the token's wte and nothing else.
+    matches: mlp_pre if the residual stream were the token's wte and nothing else; of neurons alone.
     """
 
     promotes: list
     suppresses: list
-    matches: list
+    matches: list | None = None
 
 
 @torch.no_grad()

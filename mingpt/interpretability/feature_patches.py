@@ -1,0 +1,60 @@
+"""What does the model do with a feature set, scaled or removed, or with nothing but the features?
+
+Each function gives an ordinary mingpt.sites.Patch, computed from what is at the site in the run
+that it goes into. The features are those that the autoencoder finds there; what it does not explain
+of the activation, the error, is left in or out. No patch looks at how the text begins: put the
+token before it (features.encode_text) where the autoencoder expects it.
+"""
+
+import torch
+
+from mingpt.interpretability.autoencoders import as_vectors, from_vectors
+from mingpt.interpretability.features import check_features
+from mingpt.sites import Patch
+
+
+def reconstruct(autoencoder, position=None, keep_error=False, change=None):
+    """A Patch: the site at the position as its features say it is.
+
+    change: f(features (...,n)) -> features, applied before; it gets a copy. keep_error: add what
+    the autoencoder does not explain of the activation, so that without a change all stays as it is.
+    position: as in Patch.
+    """
+    config = autoencoder.config
+
+    def activation(old):
+        x = as_vectors(old, config.site).to(autoencoder.W_enc)
+        new = rebuilt(autoencoder, x, keep_error, change or torch.Tensor.clone)
+        return from_vectors(new, old, config.site)
+
+    return Patch(config.layer, position, activation, config.site)
+
+
+def rebuilt(autoencoder, x, keep_error, change):
+    """(...,d): activations x (...,d) with their features changed, with or without the error."""
+    normed, scale, mean = autoencoder.normalize(x)
+    features = autoencoder.activate(autoencoder.pre_activations(normed))
+    changed = change(features.clone())
+    if keep_error:
+        # What the change writes is added: no difference of two large sums is taken.
+        return x + (changed - features) @ autoencoder.W_dec * scale
+    return autoencoder.decode(changed) * scale + mean
+
+
+def change_feature(autoencoder, feature, value=None, scale=None, position=None, keep_error=True):
+    """A Patch: a feature, or a list of them, set to a value or times a scale at the position.
+
+    Give one of the two; value=0 removes the feature. All else, the error too, stays as it is; with
+    keep_error=False the error is left out.
+    """
+    numbers = check_features(autoencoder, feature)
+    if (value is None) == (scale is None):
+        raise ValueError(
+            f"give a value, 0 to remove the feature, or a scale; got {value!r} and {scale!r}"
+        )
+
+    def change(features):
+        features[..., numbers] = features[..., numbers] * scale if value is None else value
+        return features
+
+    return reconstruct(autoencoder, position, keep_error, change)
