@@ -42,8 +42,9 @@ class AnswerFeatures:
         lines.append("position  token            feature  activation     exact  gradient")
         rows = zip(self.position, self.feature, self.activation, self.exact, self.gradient)
         for position, feature, *values in islice(rows, SHOWN):
+            token = repr(self.tokens[position])
             cells = "".join(f"{value:10.3f}" for value in values)
-            lines.append(f"{position:8}  {self.tokens[position]!r:14}{feature:10}  {cells}")
+            lines.append(f"{position:8}  {token:14}{feature:10}  {cells}")
         return "\n".join(lines)
 
 
@@ -59,72 +60,122 @@ def answer_features(
     """
     check_fits(model, autoencoder)
     ids = encode_text(model, autoencoder, text, beginning)
-    answer_id = answer_ids(model, answer, ids, ids, "given")
-    other_id = None if other is None else answer_ids(model, other, ids, ids, "given")
-    direction = readout.answer_direction(model, answer_id, other_id).detach()  # (1,C)
-    x, slope, total = _record_slope(model, autoencoder, ids, direction)
+    direction = _read_direction(model, ids, answer, other)
+    intact = _record_intact(model, autoencoder, ids, direction)
     with torch.no_grad():
-        normed, scale, _ = autoencoder.normalize(x)
-        active = autoencoder.activate(autoencoder.pre_activations(normed))  # (T,n)
-        wanted = torch.zeros_like(active)
+        wanted = torch.zeros_like(intact.features)
         if corrupted is not None:
             corrupted_ids = encode_text(model, autoencoder, corrupted, beginning)
             encode_pair(model, ids, corrupted_ids)  # of one length, and not the same
-            wanted = autoencoder.encode(site_vectors(model, autoencoder, corrupted_ids)[0])
-        position, feature = (active != wanted).nonzero(as_tuple=True)  # (F,) each
-        # So many times its direction is added where a feature is replaced.
-        change = ((wanted - active) * scale)[position, feature]
-        by_one_unit = (slope @ autoencoder.W_dec.T)[position, feature]  # (T,d) @ (d,n) -> (T,n)
-        gradient = -change * by_one_unit
-        ends = _patched_ends(model, autoencoder, ids, x, (position, feature, change), max_tokens)
-        exact = total - readout.logit_diff(model, ends, direction)
-        order = exact.abs().argsort(descending=True, stable=True)
-        columns = [position, feature, active[position, feature], wanted[position, feature]]
-        columns = [column[order].cpu() for column in (*columns, exact, gradient)]
-    return AnswerFeatures(token_texts(model, ids[0]), *columns, total=total.item())
+            x = site_vectors(model, autoencoder, corrupted_ids)[0]
+            wanted = autoencoder.encode(x)
+        found = _replace_each(model, autoencoder, ids, intact, wanted, direction, max_tokens)
+        found["tokens"] = token_texts(model, ids[0])
+    return AnswerFeatures(**found, total=intact.total.item())
 
 
-def _record_slope(model, autoencoder, ids, direction):
-    """(what is at the site (T,d), its gradient (T,d), the logit or difference) of one run."""
-    config = autoencoder.config
+def _read_direction(model, ids, answer, other):
+    """(C,): the direction of the last normalised vector along which the answer is ahead."""
+    answer_id = answer_ids(model, answer, ids, ids, "given")
+    other_id = None
+    if other is not None:
+        other_id = answer_ids(model, other, ids, ids, "given")
+    direction = readout.answer_direction(model, answer_id, other_id)
+    return direction[0].detach()
+
+
+@dataclass
+class IntactRun:
+    """What the autoencoder finds in the run of the text, in which nothing is replaced."""
+
+    x: Tensor  # (T,d), at the site
+    features: Tensor  # (T,n)
+    scale: Tensor  # (T,1): by so much the decoder's output is multiplied
+    slope: Tensor  # (T,d): the gradient of the answer by x
+    total: Tensor  # the answer's logit, or the difference of two
+
+
+def _record_intact(model, autoencoder, ids, direction):
+    """The IntactRun of ids (1,T); direction (C,), of the answer. Cost: 1 pass and 1 backward."""
+    site = autoencoder.config.site
+    layer = autoencoder.config.layer
     with torch.enable_grad():
-        stream, recorded = runs.record_with_gradient(model, ids, [config.site])
-        total = readout.logit_diff(model, stream[0, -1], direction[0])
-        x = recorded[config.site, config.layer]
-        (gradient,) = torch.autograd.grad(total, x)
-    vectors = [as_vectors(tensor, config.site)[0] for tensor in (x.detach(), gradient)]
-    return *(v.to(autoencoder.W_enc) for v in vectors), total.detach()
+        stream, recorded = runs.record_with_gradient(model, ids, [site])
+        total = readout.logit_diff(model, stream[0, -1], direction)
+        (slope,) = torch.autograd.grad(total, recorded[site, layer])
+    x = recorded[site, layer].detach()
+    x = as_vectors(x, site)[0].to(autoencoder.W_enc)
+    slope = as_vectors(slope, site)[0].to(x)
+    with torch.no_grad():
+        _, scale, _ = autoencoder.normalize(x)
+        features = autoencoder.encode(x)
+    return IntactRun(x, features, scale, slope, total.detach())
 
 
-def _patched_ends(model, autoencoder, ids, x, changes, max_tokens):
-    """(F,C): the last token's final residual vector of a run for each change, before ln_f.
+def _replace_each(model, autoencoder, ids, intact, wanted, direction, max_tokens):
+    """{field of AnswerFeatures: (F,)}, of all features that are not as wanted (T,n)."""
+    cells = (intact.features != wanted).nonzero(as_tuple=True)
+    position, feature = cells  # (F,) each
+    old = intact.features[cells]
+    new = wanted[cells]
+    # So many times its direction is added where a feature is replaced.
+    times = (new - old) * intact.scale[position, 0]
+    slopes = intact.slope @ autoencoder.W_dec.T  # (T,d) @ (d,n) -> (T,n)
+    ends = _patched_ends(model, autoencoder, ids, intact.x, cells, times, max_tokens)
+    exact = intact.total - readout.logit_diff(model, ends, direction)
+    found = {
+        "position": position,
+        "feature": feature,
+        "activation": old,
+        "replaced_by": new,
+        "exact": exact,
+        "gradient": -times * slopes[cells],
+    }
+    order = exact.abs().argsort(descending=True, stable=True)
+    return {name: values[order].cpu() for name, values in found.items()}
 
-    changes: position, feature and how often its direction is added there, (F,) each, by position.
+
+def _patched_ends(model, autoencoder, ids, x, cells, times, max_tokens):
+    """(F,C): the last token's final residual vector, before ln_f, of a run for each cell.
+
+    cells: positions and features, (F,) each, by position. times: how often the feature's direction
+    is added to x (T,d) there.
     """
     config = autoencoder.config
-    base = runs.record(model, ids, (*partial_runs.base_sites(config.site), "attn_out"))
-    T = ids.size(1)
-    positions, sizes = changes[0].unique_consecutive(return_counts=True)
-    numbers, amounts = (column.split(sizes.tolist()) for column in changes[1:])
-    found = zip(positions.tolist(), numbers, amounts)
-    ends = [base["resid_pre"][config.layer].new_zeros(0, model.config.n_embd)]
-    for position, features, sums in progress_bar(found, total=len(sizes), desc="features"):
-        at_once = max(1, max_tokens // (T - position))
-        for feature, amount in zip(features.split(at_once), sums.split(at_once)):
-            new = x[position] + amount[:, None] * autoencoder.W_dec[feature]  # (R,d)
+    sites = (*partial_runs.base_sites(config.site), "attn_out")
+    base = runs.record(model, ids, sites)
+    positions, sizes = cells[0].unique_consecutive(return_counts=True)
+    sizes = sizes.tolist()
+    features = cells[1].split(sizes)
+    by_position = zip(positions.tolist(), features, times.split(sizes))
+    none = model.lm_head.weight.new_zeros(0, model.config.n_embd)
+    ends = [none]
+    for position, features, added in progress_bar(by_position, total=len(sizes), desc="features"):
+        # All runs of one position go up together, as many as may be under way.
+        at_once = max(1, max_tokens // (ids.size(1) - position))
+        for some, by in zip(features.split(at_once), added.split(at_once)):
+            new = x[position] + by[:, None] * autoencoder.W_dec[some]  # (R,d)
             ends.append(_ends_at(model, config, base, position, new))
     return torch.cat(ends)
 
 
 def _ends_at(model, config, base, position, new):
     """(R,C): the final residual vectors of runs with new (R,d) at the site at this position."""
-    start = config.layer if config.site == "resid_pre" else config.layer + 1
+    start = config.layer
+    if config.site != "resid_pre":
+        start += 1
+    R = len(new)
     first = _stream_after(model, config, base, position, new)  # (R,C)
-    after = partial_runs.stream_at(base, start)[:, None, position + 1 :]  # (1,1,T-p-1,C)
-    tail = torch.cat((first[None, :, None], after.expand(-1, len(new), -1, -1)), 2)
-    R, n = tail.shape[1:3]
-    patched = partial_runs.PatchedRuns([start], [position], R, lambda *_: {position: tail})
-    ends = partial_runs.run_patched(model, base, patched, max_tokens=R * n)
+    stream = partial_runs.stream_at(base, start)[0]  # (T,C)
+    after = stream[position + 1 :].expand(R, -1, -1)  # (R,T-p-1,C)
+    tail = torch.cat((first[:, None], after), 1)
+    tail = tail[None]  # (1,R,T-p,C)
+
+    def inject(start, positions):
+        return {position: tail}
+
+    patched = partial_runs.PatchedRuns([start], [position], R, inject)
+    ends = partial_runs.run_patched(model, base, patched, max_tokens=tail.numel())
     return ends[0, 0, :, 0]  # (1,1,R,1,C) -> (R,C)
 
 
@@ -133,17 +184,18 @@ def _stream_after(model, config, base, position, new):
 
     At resid_pre it is the stream before the block. No other position reads the site within it.
     """
-    new = new.to(base["resid_pre"][config.layer])
+    before = base["resid_pre"][config.layer][:, [position]]  # (1,1,C)
+    new = new.to(before)
     if config.site in ("resid_pre", "resid_post"):
         return new
-    before = base["resid_pre"][config.layer][:, [position]]  # (1,1,C)
     attn_out = base["attn_out"][config.layer][:, [position]]
 
     def tap(site, x):
         if site == config.site:
             return from_vectors(new[:, None], x, site)
         # A token alone cannot attend to the others: what it had from them is known.
-        return attn_out if site == "attn_out" and config.site != "z" else x
+        is_known = site == "attn_out" and config.site != "z"
+        return attn_out if is_known else x
 
     block = model.transformer.h[config.layer]
     return block(before.expand(len(new), -1, -1), tap)[:, 0]

@@ -89,10 +89,11 @@ def evaluate(model, autoencoder, texts, beginning=None):
         raise ValueError("the texts are read twice; give them as a list")
     mean, counts, tokens = _mean_and_counts(model, autoencoder, texts, beginning)
     encoded, options = encode_texts(model, autoencoder, texts, beginning)
-    windows = []
+    sums = {}  # {name: [(B,) of each batch]}
     for _, ids, is_token in batches(model, encoded, **options):
-        windows.append(_measure(model, autoencoder, ids, is_token, mean))
-    sums = {name: torch.cat([batch[name] for batch in windows]) for name in windows[0]}
+        for name, values in _measure(model, autoencoder, ids, is_token, mean).items():
+            sums.setdefault(name, []).append(values)
+    sums = {name: torch.cat(values) for name, values in sums.items()}  # (W,) each
     if not sums["predictions"].any():
         raise ValueError(
             "every text is one token, which has no next one to be wrong about; give longer texts"
