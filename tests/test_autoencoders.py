@@ -362,6 +362,38 @@ def test_an_old_file_that_leaves_the_centring_open_asks_for_it(tmp_path):
     assert not Autoencoder.from_pretrained(tmp_path).config.centered_stream
 
 
+ODD = (None, [], {}, [1], {"a": 1}, "x", "", -1, 0, 1.5, True, 10**12, "topk")
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk, before version 6"])
+def test_whatever_stands_in_a_field_the_result_is_an_autoencoder_or_a_sentence(kind, tmp_path):
+    write(tmp_path, kind)
+    fields = SAE_LENS[kind]["cfg"]
+    inner = fields.get("metadata", {})
+    read = 0
+    for odd in ODD:
+        edited = [fields | {name: odd} for name in (*fields, "k", "hook_head_index")]
+        edited += [fields | {"metadata": inner | {name: odd}} for name in inner]
+        edited.append(odd)
+        for cfg in edited:
+            (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+            try:
+                read += isinstance(Autoencoder.from_pretrained(tmp_path), Autoencoder)
+            except ValueError as error:
+                assert str(tmp_path) in str(error)
+    assert read > 20
+    folder = write_sparsify(tmp_path / "all" / "h.6", linear())
+    plain = json.loads((folder / "cfg.json").read_text())
+    for odd in ODD:
+        for name in plain:
+            (folder / "cfg.json").write_text(json.dumps(plain | {name: odd}))
+            for place in (folder, tmp_path / "all"):
+                try:
+                    Autoencoder.from_pretrained(place)
+                except ValueError as error:
+                    assert str(tmp_path) in str(error)
+
+
 # one of several
 
 

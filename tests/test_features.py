@@ -511,6 +511,12 @@ def test_an_autoencoder_of_another_model_is_refused():
         model(IDS, patch_params=reconstruct(deep))
 
 
+def test_an_autoencoder_on_another_device_is_refused():
+    elsewhere = make_autoencoder().to("meta")
+    with pytest.raises(ValueError, match="the autoencoder is on meta, the model on cpu; move one"):
+        features(make_model(), elsewhere, IDS)
+
+
 def test_a_beginning_that_is_expected_and_not_there_is_an_error_until_one_says_what_to_do():
     model = with_tokenizer()
     autoencoder = make_autoencoder(beginning_token=True)
@@ -535,6 +541,8 @@ def test_a_beginning_that_is_expected_and_not_there_is_an_error_until_one_says_w
     # One that expects none gets none, but on demand.
     assert len(features(model, make_autoencoder(), "text").tokens) == 4
     assert len(features(model, make_autoencoder(), "text", beginning=True).tokens) == 5
+    with pytest.raises(ValueError, match="has no tokenizer with <.endoftext.>, which should stand"):
+        features(make_model(), autoencoder, IDS)
     with pytest.raises(ValueError, match="has 9 tokens; this model takes 1 to 8"):
         features(model, autoencoder, "12345678", beginning=True)
 

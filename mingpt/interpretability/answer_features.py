@@ -49,7 +49,14 @@ class AnswerFeatures:
 
 
 def answer_features(
-    model, autoencoder, text, answer, other=None, corrupted=None, beginning=None, max_tokens=4096
+    model,
+    autoencoder,
+    text,
+    answer,
+    other=None,
+    corrupted=None,
+    beginning=None,
+    max_tokens=4096,
 ):
     """AnswerFeatures of logit(answer) [- logit(other)] at the last position.
 

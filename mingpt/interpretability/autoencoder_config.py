@@ -62,6 +62,9 @@ class AutoencoderConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r:.80}")
+        for name in ("subtract_b_dec", "centered_stream", "beginning_token"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.80}")
         if self.activation != "topk":
             self.k = None
         elif type(self.k) is not int or not 1 <= self.k <= self.n_features:

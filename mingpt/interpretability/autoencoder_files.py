@@ -52,11 +52,9 @@ def read(name, layer=None, site=None, centered_stream=None):
         return read_openai(find_file(name, repo), layer, site)
     files = find_folder(name, repo, layer, site)
     settings = required(files, SETTINGS)
-    fields = read_json(settings)
+    fields = read_fields(settings)
     path = required(files, *WEIGHTS)
     try:
-        if not isinstance(fields, dict):
-            raise ValueError("it must hold one object")
         layer, site = settle_place(formats.stated_place(fields, settings.parent), layer, site)
         found = config_fields(fields, site, repo, centered_stream)
         config = AutoencoderConfig(layer=layer, site=site, **found)
@@ -66,6 +64,14 @@ def read(name, layer=None, site=None, centered_stream=None):
     if fields.get("rescale_acts_by_decoder_norm"):
         weights = formats.fold_decoder_norms(weights)
     return config, weights
+
+
+def read_fields(path):
+    """The fields of a cfg.json, a dict."""
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold the fields of an autoencoder, got {fields!r:.80}")
+    return fields
 
 
 def config_fields(fields, site, repo, centered_stream):
@@ -171,8 +177,11 @@ def choose_folder(path, layer, site):
 
 def fits(folder, layer, site):
     """May the autoencoder in this folder be the one of this layer and site? None is any."""
-    fields = read_json(folder / SETTINGS)
-    place = formats.stated_place(fields, folder) or (None, None)
+    try:
+        fields = read_fields(folder / SETTINGS)
+        place = formats.stated_place(fields, folder) or (None, None)
+    except ValueError:  # one that is not read here
+        return False
     return layer in (None, place[0]) and site in (None, place[1])
 
 

@@ -64,8 +64,16 @@ def stated_place(fields, path):
 
 def saelens_settings(fields):
     """The fields of SAELens's cfg.json in one level, under the keys that it has since version 6."""
-    metadata = fields.get("metadata") or {}
-    return {OLD_KEYS.get(name, name): value for name, value in {**fields, **metadata}.items()}
+    together = fields | _group(fields, "metadata")
+    return {OLD_KEYS.get(name, name): value for name, value in together.items()}
+
+
+def _group(fields, name):
+    """The fields in this field; {} without it."""
+    group = fields.get(name) or {}
+    if not isinstance(group, dict):
+        raise ValueError(f"its {name} must hold fields, got {group!r:.80}")
+    return group
 
 
 def saelens_config(fields, site, repo):
@@ -75,12 +83,12 @@ def saelens_config(fields, site, repo):
     """
     settings = saelens_settings(fields)
     is_old = "metadata" not in fields
-    options = settings.get("activation_fn_kwargs") or {}
+    options = _group(settings, "activation_fn_kwargs")
     architecture = settings.get("architecture", "standard")
     function = settings.get("activation_fn", "relu")
     if architecture == "standard" and function == "topk":
         architecture = "topk"
-    if architecture not in ARCHITECTURES or function not in ("relu", "topk"):
+    if architecture not in list(ARCHITECTURES) or function not in ("relu", "topk"):
         raise ValueError(
             f"its architecture {architecture!r:.80} with {function!r:.80} is not read here; "
             f"those that are: {', '.join(ARCHITECTURES)}"
@@ -107,7 +115,11 @@ def saelens_config(fields, site, repo):
 
 def _normalization(value):
     """SAELens's normalize_activations as ours; before it had names it was true or false."""
-    name = {True: "expected_average_only_in", False: "none", None: "none"}.get(value, value)
+    name = value
+    if value is True:
+        name = "expected_average_only_in"
+    if value in (False, None):
+        name = "none"
     if name in NORMALIZATIONS:
         return name
     raise ValueError(
@@ -118,18 +130,18 @@ def _normalization(value):
 
 def _is_centered(settings, site, normalization, is_old, repo):
     """Whether the stream of the training was centred; None where the files leave it open."""
-    processing = settings.get("model_from_pretrained_kwargs")
+    processing = _group(settings, "model_from_pretrained_kwargs")
     for name in ("fold_value_biases", "refactor_factored_attn_matrices"):
-        if site == "z" and processing and processing.get(name):
+        if site == "z" and processing.get(name):
             raise ValueError(f"it was trained on another z than this model's ({name})")
     # The others are not written into the stream, or lose their mean anyway.
     if site not in RESIDUAL_SITES or normalization == "layer_norm":
         return False
     if repo in CENTERED:
         return True
-    if processing is None and is_old:
+    if is_old and settings.get("model_from_pretrained_kwargs") is None:
         return None
-    return bool(processing and processing.get("center_writing_weights"))
+    return processing.get("center_writing_weights", False)
 
 
 def sparsify_config(fields):
@@ -142,8 +154,9 @@ def sparsify_config(fields):
         raise ValueError(f"its activation {activation!r:.80} is not read here; topk is")
     width = fields.get("d_in")
     n = fields.get("num_latents")
-    if not n and type(width) is int:
-        n = width * fields["expansion_factor"]
+    expansion = fields["expansion_factor"]
+    if not n and type(width) is int and type(expansion) is int:
+        n = width * expansion
     return {"width": width, "n_features": n, "activation": "topk", "k": fields.get("k")}
 
 

@@ -174,18 +174,20 @@ def _errors(autoencoder, x, is_token, mean):
     """{name: (B,)}: sums over the tokens of each window, of activations x (B,T,d)."""
     normed, scale, channel_mean = autoencoder.normalize(x)
     features = autoencoder.activate(autoencoder.pre_activations(normed))
-    error = x.double() - (autoencoder.decode(features) * scale + channel_mean).double()
-    x = x.double()
-    mean = mean.to(x)
+    reconstruction = autoencoder.decode(features) * scale + channel_mean
+    # Sums in fp64, which some devices do not have.
+    x = x.cpu().double()
+    error = x - reconstruction.cpu().double()
     # Of a centred stream, what was put aside is not explained by the features.
     if autoencoder.config.centered_stream:
         x = x - x.mean(-1, keepdim=True)
         mean = mean - mean.mean()
     sums = {
-        "active": (features > 0).sum(-1),
+        "active": (features > 0).sum(-1).cpu(),
         "error": (error**2).sum(-1),
         "variance": ((x - mean) ** 2).sum(-1),
     }
+    is_token = is_token.cpu()
     return {name: (value * is_token).sum(1) for name, value in sums.items()}
 
 

@@ -52,6 +52,12 @@ class Autoencoder(nn.Module):
         for name, weight in (weights or random_weights(config)).items():
             self.register_parameter(name, nn.Parameter(weight))
 
+    def extra_repr(self):
+        """What print shows of it."""
+        config = self.config
+        place = f"{config.site} of layer {config.layer}"
+        return f"{config.n_features} features of {place}, {config.activation}"
+
     def forward(self, x):
         """The reconstruction (...,d) of x (...,d): what `decode` gives, made like x again."""
         normed, scale, mean = self.normalize(x)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mingpt.bpe import END_OF_TEXT
 from mingpt.interpretability import runs
 from mingpt.interpretability.autoencoders import as_vectors
-from mingpt.interpretability.inputs import encode_one, token_texts, tokenizer_of
+from mingpt.interpretability.inputs import encode_one, token_texts
 from mingpt.interpretability.neuron_analysis import (
     LogitWeights,
     promoted_tokens,
@@ -29,6 +29,12 @@ def check_fits(model, autoencoder):
     if config.layer >= L:
         raise ValueError(
             f"the autoencoder is of layer {config.layer}; this model's layers are 0 to {L - 1}"
+        )
+    device = model.lm_head.weight.device
+    if autoencoder.W_enc.device != device:
+        raise ValueError(
+            f"the autoencoder is on {autoencoder.W_enc.device}, the model on {device}; "
+            "move one: autoencoder.to(device)"
         )
     in_mlp = config.site in ("mlp_pre", "mlp_post")
     width = model.config.n_inner if in_mlp else model.config.n_embd
@@ -52,10 +58,13 @@ def check_features(autoencoder, numbers):
 
 def beginning_id(model):
     """The id of the token that stands before a text in training; ValueError if there is none."""
-    index = tokenizer_of(model).encoder.ids.get(END_OF_TEXT)
-    if index is None:
-        raise ValueError(f"this model's tokenizer has no {END_OF_TEXT}; give beginning=False")
-    return index
+    tokens = model.tokenizer.encoder.ids if model.tokenizer else {}
+    if END_OF_TEXT not in tokens:
+        raise ValueError(
+            f"this model has no tokenizer with {END_OF_TEXT}, which should stand before the text; "
+            "give beginning=False to go without"
+        )
+    return tokens[END_OF_TEXT]
 
 
 def check_beginning(model, autoencoder, ids, beginning, name="the text"):
