@@ -185,12 +185,20 @@ def test_windows_begin_and_are_as_long_as_in_training_but_the_beginning_is_no_ex
     assert [(e.text, e.position - 1) for e in again[LAYER, 3]] == [one[1:] for one in expected]
 
 
-def test_a_feature_that_is_nowhere_active_has_no_example_and_a_page_all_the_same(tmp_path):
-    autoencoder = constant(torch.zeros(C))
-    top = top_feature_examples(make_model(), autoencoder, 3, make_texts())
-    assert top[LAYER, 3] == []
-    page = top.plot(tmp_path / "features.html").path.read_text()
-    assert '"what":"feature"' in page
+def test_the_page_of_features_says_where_one_is_active_nowhere(browser, tmp_path):
+    from selenium.webdriver.support.select import Select
+
+    autoencoder = make_autoencoder()
+    autoencoder.b_enc.data[3] = -100
+    top = top_feature_examples(make_model(), autoencoder, [3, 5], make_texts())
+    assert top[LAYER, 3] == [] and top[LAYER, 5]
+    browser.get(top.plot(tmp_path / "features.html").path.as_uri())
+    assert browser.find_element("tag name", "h1").text == "Where is a feature largest?"
+    readout = browser.find_element("class name", "readout")
+    assert readout.text == "It is active in none of the texts."
+    Select(browser.find_element("tag name", "select")).select_by_visible_text("2.5")
+    assert readout.text.endswith(f": {top[LAYER, 5][0].activation:.4f}")
+    assert not browser.get_log("browser")
 
 
 @torch.no_grad()
