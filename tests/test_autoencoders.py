@@ -111,6 +111,16 @@ def test_what_a_file_says_of_place_and_training_is_kept(tmp_path):
     assert old.subtract_b_dec
 
 
+def test_the_number_of_features_may_be_a_multiple_of_the_width(tmp_path):
+    tensors = linear(n=2 * D)
+    fields = {"num_latents": 0, "expansion_factor": 2}
+    sparsify = write_sparsify(tmp_path / "h.6", tensors, **fields)
+    assert Autoencoder.from_pretrained(sparsify).config.n_features == 2 * D
+    old = write(tmp_path / "old", "topk, before version 6", d_sae=None, expansion_factor=2)
+    with pytest.raises(ValueError, match="its settings make it .6, 12."):
+        Autoencoder.from_pretrained(old)
+
+
 @pytest.mark.parametrize("kind", SAE_LENS)
 def test_what_is_saved_is_read_again_as_it_was(kind, tmp_path):
     first = Autoencoder.from_pretrained(write(tmp_path / "sae", kind))

@@ -42,7 +42,7 @@ OPENAI_SITES = {
 
 def is_sparsify(fields):
     """Are these fields of a cfg.json sparsify's? Else they are SAELens's."""
-    return "expansion_factor" in fields and "d_sae" not in fields
+    return "expansion_factor" in fields and not {"hook_name", "hook_point"} & set(fields)
 
 
 def stated_place(fields, path):
@@ -101,7 +101,7 @@ def saelens_config(fields, site, repo):
         )
     return {
         "width": settings.get("d_in"),
-        "n_features": settings.get("d_sae"),
+        "n_features": settings.get("d_sae") or _multiple(settings),
         "activation": ARCHITECTURES[architecture],
         "k": settings.get("k", options.get("k")),
         "normalization": normalization,
@@ -152,12 +152,19 @@ def sparsify_config(fields):
     activation = fields.get("activation", "topk")
     if activation != "topk":
         raise ValueError(f"its activation {activation!r:.80} is not read here; topk is")
+    return {
+        "width": fields.get("d_in"),
+        "n_features": fields.get("num_latents") or _multiple(fields),
+        "activation": "topk",
+        "k": fields.get("k"),
+    }
+
+
+def _multiple(fields):
+    """The number of features, d times the expansion factor; None where these do not say it."""
     width = fields.get("d_in")
-    n = fields.get("num_latents")
-    expansion = fields["expansion_factor"]
-    if not n and type(width) is int and type(expansion) is int:
-        n = width * expansion
-    return {"width": width, "n_features": n, "activation": "topk", "k": fields.get("k")}
+    expansion = fields.get("expansion_factor")
+    return width * expansion if type(width) is type(expansion) is int else None
 
 
 def openai_config(state):
