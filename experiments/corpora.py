@@ -1,15 +1,18 @@
-"""The texts that small models learn from: novels, tiny Shakespeare, Python's own source, or a file.
+"""The texts that small models learn from: novels, Shakespeare, Python's source, names, or a file.
 
 What is downloaded lies in the user's cache afterwards, $XDG_CACHE_HOME/mingpt or ~/.cache/mingpt.
 """
 
 import hashlib
 import os
+import random
 import re
 import sysconfig
 from pathlib import Path
 
 import requests
+
+from mingpt.names import passage
 
 KARPATHY = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 GUTENBERG = "https://www.gutenberg.org/cache/epub/{0}/pg{0}.txt"
@@ -20,6 +23,7 @@ CORPORA = {
     },
     "austen": dict.fromkeys(map(GUTENBERG.format, (158, 105, 161))),
 }
+PASSAGES = 40_000  # of the corpus names: 1.9 million of its model's tokens
 # Folders of the standard library that are tests, tables, or not part of it.
 SKIPPED = set("site-packages dist-packages test tests idle_test encodings pydoc_data".split())
 
@@ -27,9 +31,12 @@ SKIPPED = set("site-packages dist-packages test tests idle_test encodings pydoc_
 def read_corpus(name):
     """The texts, a list of str without Project Gutenberg's header and licence.
 
-    name: shakespeare, austen, python, a file, or a folder of .txt files. ValueError if there is no
-    text, or a download fails.
+    name: shakespeare, austen, python, names (passages as the embedded model learned from), a file,
+    or a folder of .txt files. ValueError if there is no text, or a download fails.
     """
+    if name == "names":
+        rng = random.Random(0)
+        return [passage(rng) for _ in range(PASSAGES)]
     texts = []
     for path in _paths(name):
         try:

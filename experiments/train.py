@@ -98,7 +98,7 @@ def train_in(output, texts, preset, device):
     trainer = make_trainer(preset, tokenizer, ids[0], output, device)
     # Only now: settings that the model or the trainer refuses must not claim the folder.
     with first_alone(trainer.process):
-        record_settings(output, preset, text, merges)
+        record_settings(output, asdict(preset) | hashes(text=text, merges=repr(merges)))
     trainer.resume()
 
     T = preset.block_size
@@ -184,17 +184,19 @@ def read_settings(output):
     return settings
 
 
-def record_settings(output, preset, text, merges):
+def hashes(**texts):
+    """{name: sha256} of some texts."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def record_settings(output, settings):
     """Write what makes this run this run into the folder's settings.json.
 
-    That is the preset, and hashes of the text and of the tokenizer's merges. ValueError if the
-    folder has other settings.
+    settings: the preset's fields, and hashes of the text and of the tokenizer's merges. ValueError
+    if the folder has other settings.
     """
-    settings = asdict(preset)
-    settings["text"] = hashlib.sha256(text.encode()).hexdigest()
-    settings["merges"] = hashlib.sha256(repr(merges).encode()).hexdigest()
     recorded = read_settings(output)
-    special = {"text": "another text", "merges": "other tokens"}
+    special = {"text": "another text", "merges": "other tokens", "weights": "another model"}
     differences = [
         special.get(name, f"{name} {recorded.get(name)}")
         for name, value in settings.items()

@@ -1,9 +1,9 @@
 """Checkpoints of a training run: folders from which it goes on as if it had never stopped.
 
-A checkpoint is checkpoint_dir/step-N, N with eight digits: a model that from_pretrained takes, and
-trainer_state.pt. It gets its name when all of it is on the disk, and loses it before it is removed:
-what has the name is whole, after a kill at any moment too. The newest two are there to go on from,
-the second in case the first is damaged later.
+A checkpoint is checkpoint_dir/step-N, N with eight digits: what the trainer's write_model writes, a
+model that from_pretrained takes, and trainer_state.pt. It gets its name when all of it is on the
+disk, and loses it before it is removed: what has the name is whole, after a kill at any moment too.
+The newest two are there to go on from, the second in case the first is damaged later.
 """
 
 import os
@@ -17,10 +17,8 @@ try:
 except ImportError:  # Windows has none
     fcntl = None
 
-from mingpt import pretrained
 from mingpt.common import atomic_write, one_line, remove, say
 from mingpt.hub import steps_in
-from mingpt.model import GPT
 
 STATE = ("iter_num", "seconds", "history")  # what a trainer needs besides optimizer and generators
 
@@ -104,7 +102,7 @@ def _write(trainer, folder):
     Otherwise a machine that loses power could have the folder's new name, but not its contents.
     """
     folder.mkdir(parents=True)
-    pretrained.save(trainer.model, folder)
+    trainer.write_model(folder)
     state = {name: getattr(trainer, name) for name in STATE}
     state["optimizer"] = trainer.optimizer.state_dict()
     # The generators that dropout and callbacks draw from.
@@ -156,7 +154,7 @@ def _load(trainer, step, folder):
     state = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
     if state["iter_num"] != step:
         raise ValueError(f"its state is that of step {state['iter_num']}")
-    trainer.model.load_state_dict(GPT.from_pretrained(folder).state_dict())
+    trainer.read_model(folder)
     trainer.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"]["cpu"])
     # A run may go on where there is no such device.

@@ -18,9 +18,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from mingpt import checkpointing, processes
+from mingpt import checkpointing, pretrained, processes
 from mingpt.common import check_device, progress_bar
 from mingpt.hub import steps_in
+from mingpt.model import GPT
 
 
 @dataclass(slots=True)
@@ -168,19 +169,21 @@ class Trainer:
             torch.manual_seed(hash((config.seed, self.process.rank, self.iter_num)) % 2**32)
         self.iter_time = time.monotonic()
         batches = self._batches(self.train_dataset, config.seed, self.iter_num)
-        with self._progress_bar() as bar:
+        tokens = self._tokens_in_batch()
+        with self._progress_bar(tokens) as bar:
             while config.max_iters is None or self.iter_num < config.max_iters:
-                x, y = next(batches)
-                self._step(x, y)
-                bar.update(y.numel())
+                self._step(*next(batches))
+                bar.update(tokens)
                 bar.set_postfix(step=self.iter_num + 1, loss=f"{self.loss:.3f}", refresh=False)
                 if self._after_step():
                     break
         self.save_checkpoint()
 
-    def _progress_bar(self):
-        """A bar that counts tokens."""
-        tokens = self.config.batch_size * len(self.train_dataset[0][1])  # in a batch
+    def _tokens_in_batch(self):
+        return self.config.batch_size * len(self.train_dataset[0][1])
+
+    def _progress_bar(self, tokens):
+        """A bar that counts tokens, so many a step."""
         total = self.config.max_iters and self.config.max_iters * tokens
         return progress_bar(
             initial=self.iter_num * tokens,
@@ -203,19 +206,34 @@ class Trainer:
         for x, y in loader:
             yield x.to(self.device), y.to(self.device)
 
-    def _step(self, x, y):
-        """One step of the optimizer, on a batch x, y (B,T).
+    def _step(self, *batch):
+        """One step of the optimizer.
 
-        self.loss becomes the batch's mean loss, in nats, as it was before the step.
+        self.loss becomes the batch's mean loss, as it was before the step.
         """
-        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.model.zero_grad(set_to_none=True)
+        self.loss = processes.add_up(self.process, self._backward(*batch))
+        clip = self.config.grad_norm_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        # Before the weights change: no checkpoint may have weights that are no numbers.
+        if not norm.isfinite():
+            raise ValueError(
+                f"step {self.iter_num + 1} has the loss {self.loss} and a gradient of size {norm}; "
+                "look at the targets, or lower learning_rate and take another folder"
+            )
+        self.optimizer.step()
+
+    def _backward(self, x, y):
+        """This process's share of the mean loss in nats, of a batch x, y (B,T).
+
+        Its gradients are in the parameters then, averaged with those of the other processes.
+        """
         targets = (y != -1).sum()
         count = self.process.count
-        parts = [self.process.own(rows).chunk(config.accumulation) for rows in (x, y)]
-        self.loss = torch.zeros((), device=self.device)
+        parts = [self.process.own(rows).chunk(self.config.accumulation) for rows in (x, y)]
+        share_of_loss = torch.zeros((), device=self.device)
         for number, (x_part, y_part) in enumerate(zip(*parts), 1):
             # A part weighs as much as it has targets; those that are -1 do not count.
             share = (y_part != -1).sum() / targets
@@ -226,16 +244,8 @@ class Trainer:
                 # Without any target there is no mean, but the other processes wait for this one.
                 loss = loss * share if share else logits.sum() * 0
                 (loss * count).backward()
-            self.loss += loss.detach()
-        self.loss = processes.add_up(self.process, self.loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_norm_clip)
-        # Before the weights change: no checkpoint may have weights that are no numbers.
-        if not norm.isfinite():
-            raise ValueError(
-                f"step {self.iter_num + 1} has the loss {self.loss} and a gradient of size {norm}; "
-                "look at the targets, or lower learning_rate and take another folder"
-            )
-        self.optimizer.step()
+            share_of_loss += loss.detach()
+        return share_of_loss
 
     def _after_step(self):
         """Count the step; evaluate, call the callbacks and write a checkpoint when it is time.
@@ -288,6 +298,14 @@ class Trainer:
         """
         if self.config.checkpoint_dir and not self.process.rank:
             checkpointing.save(self)
+
+    def write_model(self, folder):
+        """Write what is trained into a new folder, a checkpoint."""
+        pretrained.save(self.model, folder)
+
+    def read_model(self, folder):
+        """Put what write_model wrote back in its place."""
+        self.model.load_state_dict(GPT.from_pretrained(folder).state_dict())
 
     def resume(self):
         """Go on from the newest whole checkpoint in checkpoint_dir; False if there is none.
