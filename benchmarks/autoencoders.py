@@ -13,7 +13,7 @@ neither has seen, by the formula of experiments.train_autoencoder.
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -159,9 +159,11 @@ class Peer:
         return sae.decode(features) / self.scale, features
 
 
-def compare(kind, name, at_once=4):
+def compare(kind, name, steps=None, at_once=4):
     """Train both in turns, so many steps at once, and print a line for each."""
     size = SIZES[name]
+    if steps:
+        size = replace(size, steps=steps)
     stream = make_stream(name, size)
     ways = [way(stream, kind, size, L1[name]) for way in (Ours, Peer)]
     seconds = {way.name: [] for way in ways}
@@ -194,7 +196,10 @@ def main():
     parser = command_parser(__doc__)
     parser.add_argument("--kind", choices=("topk", "batchtopk", "relu"), default="topk")
     parser.add_argument("--size", choices=SIZES, default="names")
-    return run_command(lambda given: compare(given.kind, given.size), parser.parse_args())
+    parser.add_argument("--steps", type=int, help="default: 200 at names, 12 at gpt2")
+    return run_command(
+        lambda given: compare(given.kind, given.size, given.steps), parser.parse_args()
+    )
 
 
 if __name__ == "__main__":

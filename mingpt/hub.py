@@ -25,6 +25,7 @@ MODEL_HELP = (
     "folder (its last model), or names, the embedded model"
 )
 EMBEDDED = Path(__file__).parent / "checkpoints" / "names"
+EMBEDDED_AUTOENCODER = EMBEDDED.with_name("names_autoencoder")  # of that model
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 # What the hub forwards these names to; the cache may have the model under either.

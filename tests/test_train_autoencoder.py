@@ -1,4 +1,4 @@
-"""Training autoencoders: what they learn from, what they learn, kills, several processes, misuse."""
+"""Training autoencoders: what they learn from and what they learn; kills, processes, misuse."""
 
 import csv
 import os
@@ -16,14 +16,17 @@ from torch.nn import functional as F
 
 from experiments import train_autoencoder
 from experiments.autoencoder_presets import PRESETS, AutoencoderPreset
-from mingpt import pretrained
+from mingpt import hub, pretrained
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder
 from mingpt.hub import steps_in
 from mingpt.interpretability.activation_stream import ActivationStream, StreamConfig
+from mingpt.interpretability.answer_features import answer_features
+from mingpt.interpretability.autoencoder_quality import evaluate
 from mingpt.interpretability.autoencoder_training import AutoencoderTrainer, SparsityConfig
 from mingpt.interpretability.autoencoders import Autoencoder
 from mingpt.interpretability.sparse_features import Encode, decode, top_of_batch, top_of_token
 from mingpt.model import GPT, GPTConfig
+from mingpt.names import passage
 from mingpt.trainer import TrainerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -334,3 +337,25 @@ def test_the_preset_for_gpt2_has_the_sizes_of_the_published_ones():
     assert (preset.n_features, preset.context, preset.site) == (24576, 128, "resid_pre")
     assert preset.beginning_token
     assert preset.tokens * preset.max_iters == pytest.approx(300e6, rel=0.01)
+
+
+def test_the_embedded_one_is_small_and_as_good_as_its_card_says():
+    """On passages of another seed than those of its training."""
+    files = [*hub.EMBEDDED_AUTOENCODER.iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 2e6
+    autoencoder = Autoencoder.from_pretrained("names")
+    assert all(torch.equal(w, w.half().float()) for w in autoencoder.state_dict().values())
+    rng = random.Random(7)
+    quality = evaluate(GPT.from_pretrained("names"), autoencoder, [passage(rng) for _ in range(40)])
+    assert quality.l0.value <= 16
+    assert quality.fvu.value < 0.1
+    assert quality.recovered_mean.value > 0.9
+
+
+def test_a_feature_of_the_embedded_one_carries_the_answer():
+    """Without the feature that carries most of it, much more is lost than without a like one."""
+    model = GPT.from_pretrained("names")
+    text = "Michelle Jones was a top-notch student. Michelle"
+    found = answer_features(model, Autoencoder.from_pretrained("names"), text, " Jones", " Smith")
+    assert found.exact[0] > 1
+    assert found.exact[0] > 4 * found.exact.abs().median()

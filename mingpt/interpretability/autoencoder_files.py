@@ -47,6 +47,8 @@ def read(name, layer=None, site=None, centered_stream=None):
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
         raise ValueError(f"the autoencoder's name must be a folder or a hub id, got {name!r}")
     name = os.path.expanduser(os.fspath(name))
+    if name == "names":
+        name = os.fspath(hub.EMBEDDED_AUTOENCODER)
     repo = None if os.path.exists(name) else "/".join(name.split("/")[:2])
     if name.endswith(".pt"):
         return read_openai(find_file(name, repo), layer, site)

@@ -26,10 +26,10 @@ class Autoencoder(nn.Module):
     def from_pretrained(cls, name, layer=None, site=None, centered_stream=None):
         """The named autoencoder in fp32, its weights without gradient.
 
-        name: a folder as SAELens or sparsify writes it, a .pt file as OpenAI has them, a hub id
-        (owner/name), or one with the folder in it (owner/name/folder). layer, site: which of
-        several, or where the files do not say so. centered_stream: whether it was trained on a
-        centred stream, where the files do not say so.
+        name: names, the embedded one; a folder as SAELens or sparsify writes it, a .pt file as
+        OpenAI has them, a hub id (owner/name), or one with the folder in it (owner/name/folder).
+        layer, site: which of several, or where the files do not say so. centered_stream: whether it
+        was trained on a centred stream, where the files do not say so.
         hub.Unavailable as for a model; ValueError for files that are not whole, or ask for what
         there is not here.
         """
