@@ -4,8 +4,8 @@
     peers/bin/python -m benchmarks.autoencoders [--kind topk] [--size names]
 
 sae-lens brings 150 packages, so it gets an environment of its own. Both train with the same
-activations, batches, sizes, rates and steps, in turns in one process: a machine that slows down
-slows both. sae-lens has its own defaults else. What counts is the step of the training: loss,
+activations, batches, sizes and steps, in turns in one process: a machine that slows down slows
+both. sae-lens has its own defaults else; try several rates, each is best at its own. What counts is the step of the training: loss,
 gradients, optimizer. The activations are made before. FVU and L0 are measured on activations that
 neither has seen, by the formula of experiments.train_autoencoder.
 """
@@ -13,6 +13,7 @@ neither has seen, by the formula of experiments.train_autoencoder.
 import statistics
 import sys
 import time
+from argparse import SUPPRESS
 from dataclasses import dataclass, replace
 
 import torch
@@ -159,11 +160,12 @@ class Peer:
         return sae.decode(features) / self.scale, features
 
 
-def compare(kind, name, steps=None, at_once=4):
-    """Train both in turns, so many steps at once, and print a line for each."""
-    size = SIZES[name]
-    if steps:
-        size = replace(size, steps=steps)
+def compare(kind, name, at_once=4, **changes):
+    """Train both in turns, so many steps at once, and print a line for each.
+
+    changes: values of the Size's fields, in place of its own.
+    """
+    size = replace(SIZES[name], **changes)
     stream = make_stream(name, size)
     ways = [way(stream, kind, size, L1[name]) for way in (Ours, Peer)]
     seconds = {way.name: [] for way in ways}
@@ -186,7 +188,7 @@ def compare(kind, name, steps=None, at_once=4):
         print(
             f"{name:6} {kind:10} {way.name:9} {size.tokens / median:8,.0f} tokens/s, "
             f"{peers / median:.2f} times sae-lens's; {size.steps} steps, "
-            f"FVU {fvu:.4f}, L0 {l0:.1f}",
+            f"rate {size.learning_rate:g}, FVU {fvu:.4f}, L0 {l0:.1f}",
             flush=True,
         )
 
@@ -195,11 +197,12 @@ def main():
     """The command line: its exit code."""
     parser = command_parser(__doc__)
     parser.add_argument("--kind", choices=("topk", "batchtopk", "relu"), default="topk")
-    parser.add_argument("--size", choices=SIZES, default="names")
-    parser.add_argument("--steps", type=int, help="default: 200 at names, 12 at gpt2")
-    return run_command(
-        lambda given: compare(given.kind, given.size, given.steps), parser.parse_args()
-    )
+    parser.add_argument("--size", dest="name", choices=SIZES, default="names")
+    parser.add_argument("--steps", type=int, default=SUPPRESS, help="default: by size")
+    # The two have other parametrisations: each is to be judged at the rate that is best for it.
+    parser.add_argument("--learning-rate", type=float, default=SUPPRESS, help="default: by size")
+    options = parser.parse_args()
+    return run_command(lambda given: compare(**vars(given)), options)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,11 @@ def study_labels(model, autoencoder, texts):
 def mean_and_error(values):
     """The mean over (m,) with its standard error, as text."""
     values = torch.as_tensor(values, dtype=torch.float)
-    return f"{values.mean():.3f} +- {values.std() / len(values) ** 0.5:.3f}"
+    # Of one value alone there is no error: nan.
+    error = (
+        values.var(correction=0).sqrt() / (len(values) - 1) ** 0.5 if len(values) > 1 else torch.nan
+    )
+    return f"{values.mean():.3f} +- {error:.3f}"
 
 
 def study_pairs(model, autoencoder, count, due):
