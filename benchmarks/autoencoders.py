@@ -5,9 +5,10 @@
 
 sae-lens brings 150 packages, so it gets an environment of its own. Both train with the same
 activations, batches, sizes and steps, in turns in one process: a machine that slows down slows
-both. sae-lens has its own defaults else; try several rates, each is best at its own. What counts is the step of the training: loss,
-gradients, optimizer. The activations are made before. FVU and L0 are measured on activations that
-neither has seen, by the formula of experiments.train_autoencoder.
+both. sae-lens has its own defaults else. Their parametrisations differ: try several rates, each is
+to be judged at its best. What counts is the step of the training: loss, gradients, optimizer. The
+activations are made before. FVU and L0 are measured on activations that neither has seen, by the
+formula of experiments.train_autoencoder.
 """
 
 import statistics

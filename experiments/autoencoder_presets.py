@@ -54,8 +54,8 @@ class AutoencoderPreset:
 # Layer, kind, features, k, context, tokens, steps, learning rate.
 PRESETS = {
     # Its texts begin without a beginning token, and a first token is not much larger than others.
-    "names": AutoencoderPreset(6, "topk", 2048, 16, 128, 2048, 1000, 4e-3, skipped=0),
-    "python-1m": AutoencoderPreset(2, "topk", 2048, 32, 128, 2048, 1000, 4e-3),
+    "names": AutoencoderPreset(6, "topk", 2048, 16, 128, 2048, 800, 4e-3, skipped=0),
+    "python-1m": AutoencoderPreset(2, "topk", 2048, 32, 128, 2048, 800, 4e-3),
     # Sizes, tokens and rate of gpt2-small-res-jb; there 300 million tokens with ReLU and L1.
     "gpt2-small-res-jb": AutoencoderPreset(
         *(6, "topk", 24576, 32, 128, 4096, 73_000, 4e-4),

@@ -3,12 +3,15 @@
     python experiments/autoencoder_study.py [--autoencoder names] [--texts 600] [--pairs 60]
 
 Texts are passages of names that training did not see. A feature stands for a label, such as "this
-token is the last name Jones", as well as "it is active" agrees with it: F1, the harmonic mean of
-precision and recall. The best feature of a label is chosen on one half of the texts and measured on
-the other. The control is an autoencoder of the same sizes with random directions.
+token is the last name Jones", as well as "it is above a quarter of its maximum" agrees with it: F1,
+the harmonic mean of precision and recall. The best feature of a label is chosen on one half of the
+texts and measured on the other. The control is an autoencoder of the same sizes with random
+directions.
 
-Pairs are of held-out names and sentences. In each, every active feature is removed by itself; the
-control of the one that carries most is the active feature of the nearest size at the same token.
+Pairs are of held-out names and sentences. In each, every active feature is removed by itself. Two
+are looked at where the answer is read, at the last token: the one that carries most, and the one
+that stands for "this last name is due" in the texts. The control of each is the active feature of
+the nearest size at the same token.
 """
 
 import random
@@ -66,9 +69,10 @@ def was_before(row):
 
 @torch.no_grad()
 def active_features(model, autoencoder, texts):
-    """(tokens,n): 1 where a feature is active, else 0."""
+    """(tokens,n): 1 where a feature is above a quarter of its maximum, else 0."""
     found = feature_batches(model, autoencoder, texts)
-    return torch.cat([(autoencoder.encode(x) > 0).float() for _, x in found])
+    features = torch.cat([autoencoder.encode(x) for _, x in found])
+    return (features > features.amax(0) / 4).float()
 
 
 def best_f1(active, labels, is_first_half):
@@ -130,29 +134,32 @@ def mean_and_error(values):
 def study_pairs(model, autoencoder, count, due):
     """Print what removing features does to the answer; due: {last name: (feature, F1)}."""
     rng = random.Random(SEED)
-    totals = []
-    top = []
-    others = []
-    at_end = []
+    effects = {"intact": [], "most": [], "control of it": [], "due": [], "control of that": []}
     is_due = []
     for _ in progress_bar(range(count), desc="pairs"):
         clean, _, answer, other = held_out_pair(rng)
         result = answer_features(model, autoencoder, clean, answer, other)
-        last = len(result.tokens) - 1
-        here = (result.position == last).nonzero()[:, 0]  # the strongest first
-        totals.append(result.total)
-        at_end.append(float(result.position[0] == last))
-        top.append(result.exact[here[0]].item())
-        sizes = result.activation[here]
-        nearest = (sizes[1:] - sizes[0]).abs().argmin() + 1
-        others.append(result.exact[here[nearest]].item())
+        at_end = result.position == len(result.tokens) - 1
+        effects["intact"].append(result.total)
+        most = result.exact.where(at_end, -torch.inf).argmax()
+        effects["most"].append(result.exact[most].item())
+        effects["control of it"].append(like(result, most, at_end))
         feature, _ = due.get(answer.strip(), (None, 0))
-        is_due.append(float(result.feature[here[0]] == feature))
-    print(f"pairs {count}: intact {mean_and_error(totals)} logits")
-    print(f"the strongest feature is at the last token: {mean_and_error(at_end)} of the pairs")
-    print(f"the strongest there removed: {mean_and_error(top)} logits are lost")
-    print(f"an active one of nearest size removed: {mean_and_error(others)}")
-    print(f"it is the feature that stands for 'this last name is due': {mean_and_error(is_due)}")
+        is_due.append(float(result.feature[most] == feature))
+        for cell in (at_end & (result.feature == feature)).nonzero()[:, 0]:
+            effects["due"].append(result.exact[cell].item())
+            effects["control of that"].append(like(result, cell, at_end))
+    for name, values in effects.items():
+        print(f"{name:16} n {len(values):3}: {mean_and_error(values)} logits")
+    print(f"the one that carries most is that for 'due': {mean_and_error(is_due)} of the pairs")
+
+
+def like(result, cell, at_end):
+    """What the feature at the last token whose size is nearest to that of the cell carries."""
+    gaps = (result.activation - result.activation[cell]).abs()
+    gaps = gaps.where(at_end, torch.inf)
+    gaps[cell] = torch.inf
+    return result.exact[gaps.argmin()].item()
 
 
 def study(options):

