@@ -4,9 +4,8 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
-
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
