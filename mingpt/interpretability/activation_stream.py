@@ -6,16 +6,15 @@ round. Round r follows from (seed, r) alone, so that a run that was stopped fill
 and goes on, and nothing of it is stored.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from mingpt import processes
 from mingpt.bpe import END_OF_TEXT
 from mingpt.interpretability import runs
 from mingpt.interpretability.autoencoder_config import AUTOENCODER_SITES
+from mingpt.interpretability.patched_models import with_parts
 from mingpt.sites import MLP_SITES
 from mingpt.trainer import draw_batches
 
@@ -63,12 +62,8 @@ class StreamConfig:
 
 def up_to(model, layer):
     """The model without the blocks above the layer; its weights are the same tensors."""
-    lower = copy.copy(model)
-    parts = dict(model.transformer.items())
-    parts["h"] = model.transformer.h[: layer + 1]
-    # A copy of a module shares the dict of its parts with the original.
-    lower._modules = model._modules | {"transformer": nn.ModuleDict(parts)}
-    return lower
+    blocks = model.transformer.h[: layer + 1]
+    return with_parts(model, transformer=with_parts(model.transformer, h=blocks))
 
 
 class ActivationStream:

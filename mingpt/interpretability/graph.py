@@ -18,7 +18,7 @@ from mingpt.interpretability.readout import logit_diff
 from mingpt.interpretability.tasks import Batch, load_task
 from mingpt.model import GPT
 
-SITES = (*partial_runs.base_sites("z"), "mlp_out")  # what is recorded of a base run
+SITES = partial_runs.base_sites("z")  # what is recorded of a base run
 
 
 @dataclass
@@ -105,6 +105,11 @@ class BaseRuns:
 def record_base_runs(model, batch):
     """The BaseRuns of a batch. Cost: 2 passes; memory: (S + 14 L) * 4 C bytes for each token."""
     clean, corrupted = runs.record_pair(model, batch.clean, batch.corrupted, SITES)
+    for run in (clean, corrupted):
+        # Not the site mlp_out: a patch that is in force (patched_models.py) is the MLP's too.
+        run["mlp_out"] = {
+            layer: run["resid_post"][layer] - run["resid_mid"][layer] for layer in run["resid_mid"]
+        }
 
     def change(site, layer):
         return clean[site][layer] - corrupted[site][layer]
