@@ -173,6 +173,16 @@ def test_each_kind_finds_planted_directions_that_random_ones_do_not(model, kind,
     assert trained.config.activation == {"batchtopk": "jumprelu"}.get(kind, kind)
 
 
+def test_the_threshold_of_batchtopk_keeps_up_with_a_short_training(model):
+    """In use each token is by itself, and as many features are to be active as in the batches."""
+    stream = Planted(model)
+    sparsity = SparsityConfig("batchtopk", n_features=48, k=3)
+    trainer = make_trainer(stream, sparsity, max_iters=60, final_learning_rate=1e-4)
+    trainer.run()
+    features = trainer.autoencoder().encode(stream.round(999))
+    assert (features > 0).sum(1).float().mean().item() == pytest.approx(3, rel=0.1)
+
+
 def test_the_auxiliary_loss_revives_dead_features(model):
     def dead_after(auxiliary):
         sparsity = SparsityConfig("topk", 48, k=2, auxiliary=auxiliary, dead_steps=10)

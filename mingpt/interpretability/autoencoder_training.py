@@ -40,7 +40,9 @@ class SparsityConfig:
     l1: float = 0.0  # relu: weight of the sum of a token's features, beside its squared error
     auxiliary: float = 1 / 32  # weight of what dead features reconstruct of the error
     dead_steps: int = 200  # a feature that was not active for so many is dead
-    threshold_rate: float = 0.01  # batchtopk: of the moving average of the smallest value
+    # batchtopk: of the moving average of the smallest value. Measured after 80 steps on names, with
+    # k 16: at 0.01 the average lags and 24 features are active at a token, at 0.1 it is 15.9.
+    threshold_rate: float = 0.1
 
     def __post_init__(self):
         if self.kind not in KINDS:
