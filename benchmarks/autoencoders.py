@@ -44,7 +44,6 @@ SIZES = {
     "names": Size(128, 2048, 16, 2048, 200, 1e-3),
     "gpt2": Size(768, 24576, 32, 2048, 12, 4e-4),
 }
-L1 = {"names": 0.05, "gpt2": 0.05}  # of relu, for both
 WARMUP = 0.1  # share of the steps
 
 
@@ -70,10 +69,10 @@ class Planted(ActivationStream):
         return (active * strength) @ self.directions
 
 
-def make_stream(name, size):
-    """The stream of activations of a size: of names at layer 6, or planted ones."""
+def make_stream(name, size, layer):
+    """The stream of activations of a size: of a layer of names, or planted ones."""
     model = GPT.from_pretrained("names")
-    config = StreamConfig(6, tokens=size.tokens, batches=min(16, size.steps))
+    config = StreamConfig(layer, tokens=size.tokens, batches=min(16, size.steps))
     if name == "names":
         return ActivationStream(model, config, read_corpus("names")[:8000])
     return Planted(model, config, size.width)
@@ -126,7 +125,9 @@ class Peer:
             "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
             "relu": (StandardTrainingSAE, StandardTrainingSAEConfig),
         }
-        options = {"l1_coefficient": l1} if kind == "relu" else {"k": size.k}
+        # The same weight: theirs adds the squared error over the channels, where ours is their mean
+        # and the penalty is divided by the root of d.
+        options = {"l1_coefficient": l1 * size.width**0.5} if kind == "relu" else {"k": size.k}
         sae_class, config_class = classes[kind]
         torch.manual_seed(0)
         sae = sae_class(
@@ -161,14 +162,14 @@ class Peer:
         return sae.decode(features) / self.scale, features
 
 
-def compare(kind, name, at_once=4, **changes):
+def compare(kind, name, l1, layer, at_once=4, **changes):
     """Train both in turns, so many steps at once, and print a line for each.
 
-    changes: values of the Size's fields, in place of its own.
+    l1: of relu. layer: of names. changes: values of the Size's fields, in place of its own.
     """
     size = replace(SIZES[name], **changes)
-    stream = make_stream(name, size)
-    ways = [way(stream, kind, size, L1[name]) for way in (Ours, Peer)]
+    stream = make_stream(name, size, layer)
+    ways = [way(stream, kind, size, l1) for way in (Ours, Peer)]
     seconds = {way.name: [] for way in ways}
     batches = stream.from_batch(0)
     for _ in range(size.steps // at_once):
@@ -202,6 +203,8 @@ def main():
     parser.add_argument("--steps", type=int, default=SUPPRESS, help="default: by size")
     # The two have other parametrisations: each is to be judged at the rate that is best for it.
     parser.add_argument("--learning-rate", type=float, default=SUPPRESS, help="default: by size")
+    parser.add_argument("--l1", type=float, default=0.05, help="of relu; default: %(default)s")
+    parser.add_argument("--layer", type=int, default=6, help="of names; default: %(default)s")
     options = parser.parse_args()
     return run_command(lambda given: compare(**vars(given)), options)
 

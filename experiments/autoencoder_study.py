@@ -124,10 +124,8 @@ def study_labels(model, autoencoder, texts):
 def mean_and_error(values):
     """The mean over (m,) with its standard error, as text."""
     values = torch.as_tensor(values, dtype=torch.float)
-    # Of one value alone there is no error: nan.
-    error = (
-        values.var(correction=0).sqrt() / (len(values) - 1) ** 0.5 if len(values) > 1 else torch.nan
-    )
+    # Of one value alone 0 / 0: nan.
+    error = (values.var(correction=0) / torch.tensor(len(values) - 1)).sqrt()
     return f"{values.mean():.3f} +- {error:.3f}"
 
 

@@ -38,6 +38,7 @@ from mingpt.common import atomic_write, command_parser, run_command, say
 from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import figures
 from mingpt.interpretability.activation_stream import ActivationStream, StreamConfig
+from mingpt.interpretability.autoencoder_quality import ratio
 from mingpt.interpretability.autoencoder_training import AutoencoderTrainer, SparsityConfig
 from mingpt.interpretability.shards import digest
 from mingpt.model import GPT
@@ -148,19 +149,15 @@ def measure_fit(trainer, x, path, steps):
     features = autoencoder.encode(x)
     missed = (x - autoencoder(x)).square().sum((1, 2))  # (R,)
     there = (x - x.mean((0, 1))).square().sum((1, 2))  # (R,)
-    fvu = missed.sum() / there.sum()
-    rows = len(x)
-    # Of a ratio of two sums over rows.
-    spread = (missed - fvu * there).square().sum() * rows / max(1, rows - 1)
-    error = spread.sqrt() / there.sum()
-    l0 = (features > 0).sum(-1).float().mean()
+    fvu = ratio(missed, there)
+    l0 = (features > 0).sum(-1).float().mean().item()
     dead = int((trainer.model.silent_steps >= trainer.model.sparsity.dead_steps).sum())
-    measures = [value.item() for value in (trainer.loss, fvu, error, l0)]
     tokens = step * trainer.config.batch_size
-    trainer.history.append([step, tokens, trainer.seconds, *measures, dead])
+    row = [step, tokens, trainer.seconds, trainer.loss.item(), *fvu, l0, dead]
+    trainer.history.append(row)
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *trainer.history])
-    say(f"step {step}: FVU {fvu:.4f} +- {error:.4f}, {l0:.1f} active features, {dead} dead")
+    say(f"step {step}: FVU {fvu}, {l0:.1f} active features, {dead} dead")
 
 
 def draw_curve(history, path=None):

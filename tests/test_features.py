@@ -13,7 +13,7 @@ from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder
 from mingpt.interpretability import windows
 from mingpt.interpretability.activation_patching import patch_activation
 from mingpt.interpretability.answer_features import answer_features
-from mingpt.interpretability.autoencoder_quality import _ratio, evaluate
+from mingpt.interpretability.autoencoder_quality import evaluate, ratio
 from mingpt.interpretability.autoencoders import Autoencoder, AutoencoderConfig
 from mingpt.interpretability.feature_patches import change_feature, reconstruct
 from mingpt.interpretability.features import (
@@ -487,12 +487,12 @@ def test_dead_and_dense_features_are_counted_over_all_tokens():
 def test_the_standard_error_is_the_usual_one_where_windows_are_of_one_length():
     generator = torch.Generator().manual_seed(3)
     means = torch.rand(20, generator=generator, dtype=torch.float64)
-    found = _ratio(means * 7, torch.full((20,), 7.0, dtype=torch.float64))
+    found = ratio(means * 7, torch.full((20,), 7.0, dtype=torch.float64))
     assert found.value == pytest.approx(means.mean().item())
     assert found.error == pytest.approx(means.std().item() / 20**0.5)
-    assert math.isnan(_ratio(means[:1], means[:1]).error)
+    assert math.isnan(ratio(means[:1], means[:1]).error)
     # Where a ratio is the same in every window, nothing is uncertain.
-    assert _ratio(3 * means, means).error == pytest.approx(0, abs=1e-12)
+    assert ratio(3 * means, means).error == pytest.approx(0, abs=1e-12)
 
 
 # bad input
@@ -563,6 +563,9 @@ def test_features_values_and_texts_that_there_are_not_get_their_sentence():
     for options in ({}, {"value": 1, "scale": 2}):
         with pytest.raises(ValueError, match="give a value, 0 to remove the feature, or a scale"):
             change_feature(autoencoder, 3, **options)
+    for number in (float("nan"), float("inf"), torch.ones(4)):
+        with pytest.raises(ValueError, match="must be a finite number, got"):
+            change_feature(autoencoder, 3, value=number)
     with pytest.raises(ValueError, match="every text is one token"):
         evaluate(model, autoencoder, [[3], [5]])
     with pytest.raises(ValueError, match="the texts have no tokens"):

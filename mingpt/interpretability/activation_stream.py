@@ -13,9 +13,9 @@ import torch
 from mingpt import processes
 from mingpt.bpe import END_OF_TEXT
 from mingpt.interpretability import runs
-from mingpt.interpretability.autoencoder_config import AUTOENCODER_SITES
+from mingpt.interpretability.autoencoder_config import AUTOENCODER_SITES, width_at
+from mingpt.interpretability.autoencoders import as_vectors
 from mingpt.interpretability.patched_models import with_parts
-from mingpt.sites import MLP_SITES
 from mingpt.trainer import draw_batches
 
 AT_ONCE = 8192  # tokens that go through the model at once
@@ -78,8 +78,7 @@ class ActivationStream:
         config.check(model)
         self.model = up_to(model, config.layer)
         self.config = config
-        is_inner = config.site in MLP_SITES
-        self.width = model.config.n_inner if is_inner else model.config.n_embd
+        self.width = width_at(model, config.site)
         self.process = processes.this_process()
         tokenizer = model.tokenizer
         text = END_OF_TEXT.join(texts)
@@ -122,9 +121,7 @@ class ActivationStream:
             stored = {config.site: {}}
             runs.run(self.model, part.to(device), stored=stored)
             x = stored[config.site][config.layer]
-            if x.ndim == 4:
-                x = x.transpose(1, 2).flatten(2)  # (R,H,T,D) -> (R,T,C), heads side by side
-            found.append(x[:, config.skipped :])
+            found.append(as_vectors(x, config.site)[:, config.skipped :])
         return torch.cat(found)
 
     def round(self, number):

@@ -73,6 +73,11 @@ class AutoencoderConfig:
             )
 
 
+def width_at(model, site):
+    """How many numbers the site has at each token."""
+    return model.config.n_inner if site in MLP_SITES else model.config.n_embd
+
+
 def hook_of(layer, site):
     """TransformerLens's name of a place: blocks.6.hook_resid_pre."""
     return f"blocks.{layer}.{HOOKS[site]}"

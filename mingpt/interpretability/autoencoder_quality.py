@@ -98,10 +98,10 @@ def evaluate(model, autoencoder, texts, beginning=None):
         raise ValueError(
             "every text is one token, which has no next one to be wrong about; give longer texts"
         )
-    losses = {name: _ratio(sums[name], sums["predictions"]) for name in LOSSES}
+    losses = {name: ratio(sums[name], sums["predictions"]) for name in LOSSES}
     return Quality(
-        _ratio(sums["active"], sums["tokens"]),
-        _ratio(sums["error"], sums["variance"]),
+        ratio(sums["active"], sums["tokens"]),
+        ratio(sums["error"], sums["variance"]),
         losses,
         _recovered(sums, "mean_ablated"),
         _recovered(sums, "zero_ablated"),
@@ -191,17 +191,17 @@ def _errors(autoencoder, x, is_token, mean):
     return {name: (value * is_token).sum(1) for name, value in sums.items()}
 
 
-def _ratio(numerators, denominators):
+def ratio(numerators, denominators):
     """Measured sum of numerators (W,) / sum of denominators (W,), of W windows drawn at random."""
-    ratio = numerators.sum() / denominators.sum()
+    value = numerators.sum() / denominators.sum()
     W = len(numerators)
     if W == 1:
-        return Measured(ratio.item(), float("nan"))
+        return Measured(value.item(), float("nan"))
     # Of a ratio of two sums, to first order (Cochran 1977, Sampling Techniques, sec. 6.4).
-    spread = (numerators - ratio * denominators).square().sum() * W / (W - 1)
-    return Measured(ratio.item(), (spread.sqrt() / denominators.sum()).abs().item())
+    spread = (numerators - value * denominators).square().sum() * W / (W - 1)
+    return Measured(value.item(), (spread.sqrt() / denominators.sum()).abs().item())
 
 
 def _recovered(sums, ablated):
     """The share of the loss that the reconstruction wins back of what this ablation costs."""
-    return _ratio(sums[ablated] - sums["reconstructed"], sums[ablated] - sums["clean"])
+    return ratio(sums[ablated] - sums["reconstructed"], sums[ablated] - sums["clean"])

@@ -52,6 +52,9 @@ def change_feature(autoencoder, feature, value=None, scale=None, position=None, 
         raise ValueError(
             f"give a value, 0 to remove the feature, or a scale; got {value!r} and {scale!r}"
         )
+    number = torch.as_tensor(scale if value is None else value)
+    if number.ndim or not number.isfinite():
+        raise ValueError(f"a feature's value or scale must be a finite number, got {number}")
 
     def change(features):
         features[..., numbers] = features[..., numbers] * scale if value is None else value

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mingpt.bpe import END_OF_TEXT
 from mingpt.interpretability import runs
+from mingpt.interpretability.autoencoder_config import width_at
 from mingpt.interpretability.autoencoders import as_vectors
 from mingpt.interpretability.inputs import encode_one, token_texts
 from mingpt.interpretability.neuron_analysis import (
@@ -36,8 +37,7 @@ def check_fits(model, autoencoder):
             f"the autoencoder is on {autoencoder.W_enc.device}, the model on {device}; "
             "move one: autoencoder.to(device)"
         )
-    in_mlp = config.site in ("mlp_pre", "mlp_post")
-    width = model.config.n_inner if in_mlp else model.config.n_embd
+    width = width_at(model, config.site)
     if config.width != width:
         raise ValueError(
             f"the autoencoder takes {config.width} numbers at each token, but {config.site} of "
