@@ -54,7 +54,9 @@ class AutoencoderPreset:
 # Layer, kind, features, k, context, tokens, steps, learning rate.
 PRESETS = {
     # Its texts begin without a beginning token, and a first token is not much larger than others.
-    "names": AutoencoderPreset(6, "topk", 2048, 16, 128, 2048, 800, 4e-3, skipped=0),
+    "names": AutoencoderPreset(
+        6, "topk", 2048, 16, 128, 2048, 1200, 3e-3, dead_steps=50, skipped=0
+    ),
     "python-1m": AutoencoderPreset(2, "topk", 2048, 32, 128, 2048, 800, 4e-3),
     # Sizes, tokens and rate of gpt2-small-res-jb; there 300 million tokens with ReLU and L1.
     "gpt2-small-res-jb": AutoencoderPreset(
