@@ -57,7 +57,10 @@ def change_feature(autoencoder, feature, value=None, scale=None, position=None, 
         raise ValueError(f"a feature's value or scale must be a finite number, got {number}")
 
     def change(features):
-        features[..., numbers] = features[..., numbers] * scale if value is None else value
+        if value is None:
+            features[..., numbers] *= scale
+        else:
+            features[..., numbers] = value
         return features
 
     return reconstruct(autoencoder, position, keep_error, change)
