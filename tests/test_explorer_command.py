@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs requirements-explorer.txt")
 
 from mingpt.explorer import __main__ as command  # noqa: E402
+from mingpt.interpretability.autoencoders import Autoencoder, AutoencoderConfig  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 # A view that computes, and never looks whether it should stop.
@@ -127,6 +128,34 @@ def test_an_option_that_cannot_be_used_is_refused_in_a_sentence(arguments, words
     assert command.main(["--no-browser", *arguments]) == 2
     out, err = capsys.readouterr()
     assert words in err and not out
+
+
+def test_an_autoencoder_that_does_not_fit_the_first_model_is_refused_in_a_sentence(
+    tmp_path, capsys
+):
+    wide = str(tmp_path / "wide")
+    Autoencoder(AutoencoderConfig(7, 3, 0)).save_pretrained(wide)
+    deep = str(tmp_path / "deep")
+    Autoencoder(AutoencoderConfig(128, 3, 12)).save_pretrained(deep)
+    for given, words in (
+        (wide, f"{wide}: the autoencoder takes 7 numbers at each token"),
+        (deep, f"{deep}: the autoencoder is of layer 12; this model's layers are 0 to 11"),
+        ("/no/folder", "there is no folder /no/folder"),
+        (str(tmp_path), "has 2 autoencoders"),
+        ("", "the autoencoder's name must be a folder or a hub id"),
+    ):
+        arguments = ["--no-browser", "--port", "0", "--autoencoder", "names"]
+        assert command.main([*arguments, "--autoencoder", given]) == 2
+        out, err = capsys.readouterr()
+        assert words in err and not out
+
+
+def test_an_autoencoder_that_the_command_names_is_the_first_models(start, tmp_path):
+    Autoencoder(AutoencoderConfig(128, 3, 11)).save_pretrained(tmp_path / "one")
+    arguments = ("--no-browser", "--port", "0", "--autoencoder", str(tmp_path / "one"))
+    _, port, token = start("-m", "mingpt.explorer", *arguments)
+    described = json.loads(ask(port, token, "model").readline())
+    assert [one["layer"] for one in described["model"]["autoencoders"]] == [6, 11]
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):

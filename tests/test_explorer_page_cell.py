@@ -7,6 +7,9 @@ from mingpt.interpretability.activation_patching import (
     patch_activation,
     patch_layers,
 )
+from mingpt.interpretability.autoencoders import Autoencoder
+from mingpt.interpretability.feature_patches import change_feature
+from mingpt.interpretability.features import feature_logit_weights, features
 from mingpt.interpretability.logit_lens import analyze
 from mingpt.interpretability.web_pages import page_texts
 from mingpt.model import GPT
@@ -175,6 +178,43 @@ def test_the_neurons_are_patched_one_by_one(show, model, answers):
         assert number(shown[3]) == pytest.approx(difference(logits, answers), abs=0.006)
 
 
+def test_the_features_are_patched_one_by_one_and_show_what_they_promote(show, model, answers):
+    detail = show("cells=6.10")
+    fold = detail.find_element("css selector", ".features")
+    wait(fold, lambda f: f.find_elements("css selector", "tbody tr"))
+    autoencoder = Autoencoder.from_pretrained("names")
+    acts = [features(model, autoencoder, text).values.to_dense() for text in TEXTS.values()]
+    clean, corrupted = (x[POSITION] for x in acts)
+    rows = rows_of(detail, "features")
+    assert len(rows) == 10
+    assert "names: 2048 features of resid_post of layer 6" in fold.text
+    for name, *shown in rows:
+        number_of = int(name)
+        assert number(shown[0]) == pytest.approx(clean[number_of].item(), abs=0.006)
+        assert number(shown[1]) == pytest.approx(corrupted[number_of].item(), abs=0.006)
+        patch = change_feature(autoencoder, number_of, clean[number_of], position=POSITION)
+        logits = model(model.tokenizer(TEXTS["corrupted"]), patch_params=patch)[0][0, -1]
+        assert number(shown[3]) == pytest.approx(difference(logits, answers), abs=0.006)
+
+    buttons = fold.find_elements("css selector", "button")
+    for button in buttons[:2]:
+        button.send_keys(" ")
+    wait(fold, lambda f: len(f.find_elements("css selector", ".promoted p")) == 4)
+    [below, _] = fold.find_elements("css selector", ".promoted")
+    promoted = feature_logit_weights(model, autoencoder, int(rows[0][0]), 8).promotes
+    shown = below.find_elements("css selector", "p:first-child .token")
+    assert [token.text for token in shown] == page_texts([token for token, _ in promoted])
+    for button in buttons[:2]:
+        button.send_keys(" ")
+    assert not fold.find_elements("css selector", ".promoted")
+
+
+def test_the_features_of_a_layer_without_an_autoencoder_say_where_there_is_one(show):
+    fold = show(f"cells={LAYER}.{POSITION}").find_element("css selector", ".features")
+    assert "Choose a cell of layer 6 (resid_post), which has one." in fold.text
+    assert not fold.find_elements("css selector", "table")
+
+
 def test_several_cells_are_patched_together(show, model, answers):
     cells = [(5, 1), (5, 10), (6, 1)]
     detail = show("cells=" + ",".join(f"{layer}.{position}" for layer, position in cells))
@@ -256,7 +296,9 @@ def test_a_cell_that_is_not_there_is_a_sentence(cells, sentence, show):
 @pytest.mark.parametrize("width", [360, 1280, 2000])
 def test_all_parts_fit_the_screen_and_keep_the_rules_of_axe(width, show, set_window, browser, axe):
     set_window(width, 800)
-    show("cells=5.1,5.10")
+    detail = show("cells=5.1,6.10")
+    detail.find_element("css selector", ".feature").click()
+    wait(detail, lambda d: d.find_elements("css selector", ".promoted p"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     browser.execute_script(axe)
     found = browser.execute_async_script("axe.run('#detail').then(arguments[0])")

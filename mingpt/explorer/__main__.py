@@ -48,6 +48,14 @@ def parse(arguments):
         default=[],
         help=f"{MODEL_HELP}; may be given several times, the first is shown; default: names",
     )
+    parser.add_argument(
+        "--autoencoder",
+        action="append",
+        default=[],
+        metavar="NAME_OR_FOLDER",
+        help="a sparse autoencoder of the first model, whose features a cell then shows: a folder, "
+        "or an id of the hub; may be given several times; names has one",
+    )
     parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s, or the next")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine")
     parser.add_argument("--no-browser", action="store_true", help="print the address, no more")
@@ -68,7 +76,7 @@ def serve(options):
             print(f"Port {options.port} is taken; this is port {port}.", file=sys.stderr)
         if not is_loopback(options.host):
             print(WARNING, file=sys.stderr)
-        models = Models(options.model)
+        models = Models(options.model, options.autoencoder)
         models.read(models.start)
         serve_at(listener, options.host, port, models, has_browser(options))
 

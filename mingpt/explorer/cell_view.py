@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from mingpt.explorer import requests
+from mingpt.explorer import feature_view, requests
 from mingpt.explorer.events import numbers, tokens, top_tokens
 from mingpt.explorer.grid import MOST, groups, operations, run_heads
 from mingpt.explorer.memory import check_runs
@@ -43,10 +43,14 @@ class Place(NamedTuple):
         return self.pair.clean.size(1)
 
     @property
+    def order(self):
+        """The names of the run from which is taken, and of the one into which is put."""
+        return DIRECTIONS[self.direction]
+
+    @property
     def both(self):
         """{"clean": {site: {layer: tensor}} of that unpatched run, "corrupted": ...}."""
-        runs = (self.runs.source, self.runs.target)
-        named = dict(zip(DIRECTIONS[self.direction], runs))
+        named = dict(zip(self.order, (self.runs.source, self.runs.target)))
         return {name: named[name] for name in ("clean", "corrupted")}
 
     def end(self, layer, position, head):
@@ -57,6 +61,20 @@ class Place(NamedTuple):
     def effect(self, ends):
         """The published logit difference of last vectors (...,C), after the final norm: (...)."""
         return -(ends * self.answers).sum(-1)
+
+    def reads(self, where):
+        """(C,): along which a part of the stream there is read towards the answers.
+
+        The final norm is held as in the run that is patched.
+        """
+        top = self.model.config.n_layer - 1
+        last = self.runs.target["resid_post"][top][0, where]  # (C,)
+        return hold_norm(self.model, last, self.answers)
+
+    def pieces(self, layer, where, count):
+        """Lists of the numbers 0 to count - 1 of runs patched there that run as one piece."""
+        one = operations(self.model, layer, self.T - where, self.T)
+        return groups(dict.fromkeys(range(count), one), MOST, MOST)
 
     def unpatched(self):
         """{"clean": logit difference, "corrupted": ...}."""
@@ -84,6 +102,7 @@ def cell(model, body, cache):
     yield {"looks": {name: looks(run, layer, where) for name, run in both.items()}}
     yield {"lens": {name: lens(place, run, where) for name, run in both.items()}}
     yield from patch_each_neuron(place, layer, where)
+    yield from feature_view.features_of(place, cache.autoencoders, layer, where)
 
 
 def read_place(model, body, cache):
@@ -92,7 +111,7 @@ def read_place(model, body, cache):
     site = requests.one_of(body, "site", SITES)
     direction = requests.one_of(body, "direction", DIRECTIONS)
     answers = readout.answer_direction(model, *pair.answers)[0]
-    sites = sorted({site, *SEEN})
+    sites = sorted({site, *SEEN, *feature_view.sites_needed(cache.autoencoders)})
     key = (pair.clean.tolist(), pair.corrupted.tolist(), direction, sites)
     kept = cache.get("unpatched runs", dict)
     if kept.get("key") == key:
@@ -115,7 +134,7 @@ def size_of(run):
 
 def tell(place, layer, position, head):
     """What was put where, in a sentence."""
-    source, target = DIRECTIONS[place.direction]
+    source, target = place.order
     what = f"layer {layer}" if head is None else f"head {layer}.{head}"
     where = "all positions"
     if position is not None:
@@ -125,16 +144,10 @@ def tell(place, layer, position, head):
     return f"the {source} {place.site} of {what} at {where} was put into the {target} run"
 
 
-def pieces(place, layer, where, count):
-    """Lists of the numbers 0 to count - 1 of runs patched there that run as one piece."""
-    one = operations(place.model, layer, place.T - where, place.T)
-    return groups(dict.fromkeys(range(count), one), MOST, MOST)
-
-
 def patch_each_head(place, layer, where):
     """Yields {"heads": H logit differences}, each head's z at that layer and position patched."""
     found = []
-    for heads in pieces(place, layer, where, place.model.config.n_head):
+    for heads in place.pieces(layer, where, place.model.config.n_head):
         ends = run_heads(place.runs, "z", [layer], [where], heads)  # (1,1,R,1,C)
         found.append(place.effect(ends).flatten())
         yield {}
@@ -171,15 +184,13 @@ def patch_each_neuron(place, layer, where):
     """
     source = place.runs.source["mlp_post"][layer][0, where]  # (4C,)
     change = source - place.runs.target["mlp_post"][layer][0, where]
-    top = place.model.config.n_layer - 1
-    last = place.runs.target["resid_post"][top][0, where]  # (C,)
-    reads = hold_norm(place.model, last, place.answers)
+    reads = place.reads(where)
     weight = place.model.transformer.h[layer].mlp.c_proj.weight  # (C,4C)
     direct = -change * (reads @ weight.to(reads))
     chosen = direct.abs().topk(min(NEURONS, len(direct))).indices
     written = change[chosen, None] * weight.T[chosen]  # (10,C)
     found = []
-    for some in pieces(place, layer, where, len(chosen)):
+    for some in place.pieces(layer, where, len(chosen)):
         ends = run_written(place.runs, layer, where, written[some])
         found.append(place.effect(ends))
         yield {}

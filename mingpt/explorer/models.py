@@ -13,6 +13,7 @@ from pathlib import Path
 import huggingface_hub
 
 from mingpt import hub, pretrained
+from mingpt.explorer import feature_view
 from mingpt.explorer.memory import check_fits, count_weights
 from mingpt.explorer.worker import Cache, explain
 from mingpt.model import GPT
@@ -74,9 +75,11 @@ def _size_of(path):
 class Models:
     """The models that may be chosen, by name; load() and get() are called in the event loop."""
 
-    def __init__(self, given=()):
+    def __init__(self, given=(), autoencoders=()):
+        """given: models of the command; autoencoders: folders or hub ids, of the first of them."""
         self.names = list(dict.fromkeys((*given, *OFFERED)))
         self.start = next(iter(given), "names")
+        self.autoencoders = autoencoders
         self.loaded = OrderedDict()  # {name: Loaded}, the latest used last
         self.under_way = {}  # {name: Loading}
         self.reading = threading.Lock()  # of one model at a time: so much memory is needed once
@@ -139,7 +142,14 @@ class Models:
             check_fits(name, config, self._room_to_make())
             while len(self.loaded) >= MOST:
                 self.loaded.popitem(last=False)
-            self.loaded[name] = Loaded(GPT.from_pretrained(name), Cache())
+            model = GPT.from_pretrained(name)
+            found = feature_view.read_autoencoders(self._autoencoders_of(name), model)
+            self.loaded[name] = Loaded(model, Cache(autoencoders=found))
+
+    def _autoencoders_of(self, name):
+        """The names of a model's autoencoders: of `names` there is one in the project."""
+        shipped = ["names"] if name == "names" else []
+        return [*shipped, *self.autoencoders] if name == self.start else shipped
 
     def _room_to_make(self):
         """The sizes of the models that would go for another one."""
@@ -197,5 +207,6 @@ def describe(model, body, cache):
         "neurons": config.n_inner,
         "vocabulary": config.vocab_size,
         "context": config.block_size,
+        "autoencoders": feature_view.describe(cache.autoencoders),
     }
     yield {"model": sizes}

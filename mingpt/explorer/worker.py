@@ -32,10 +32,14 @@ class Full(Exception):
 
 
 class Cache:
-    """What was computed for a model, to be used again: the newest few results, by their key."""
+    """What goes with a model: its autoencoders {title: Autoencoder}, and the newest few results.
 
-    def __init__(self, size=8):
+    The results, by their key, are there to be used again.
+    """
+
+    def __init__(self, size=8, autoencoders=None):
         self.size = size
+        self.autoencoders = autoencoders or {}
         self.values = OrderedDict()
 
     def get(self, key, make):

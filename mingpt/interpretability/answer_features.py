@@ -162,12 +162,15 @@ def _patched_ends(model, autoencoder, ids, x, cells, times, max_tokens):
         at_once = max(1, max_tokens // (ids.size(1) - position))
         for some, by in zip(features.split(at_once), added.split(at_once)):
             new = x[position] + by[:, None] * autoencoder.W_dec[some]  # (R,d)
-            ends.append(_ends_at(model, config, base, position, new))
+            ends.append(ends_at(model, config, base, position, new))
     return torch.cat(ends)
 
 
-def _ends_at(model, config, base, position, new):
-    """(R,C): the final residual vectors of runs with new (R,d) at the site at this position."""
+def ends_at(model, config, base, position, new):
+    """(R,C): final residual vectors, before ln_f, of runs with new (R,d) at the site at a position.
+
+    base: the intact run, of partial_runs.base_sites(config.site) and attn_out.
+    """
     start = config.layer
     if config.site != "resid_pre":
         start += 1

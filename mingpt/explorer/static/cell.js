@@ -1,18 +1,21 @@
 // What is behind the chosen cell, filled in as the server finds it; and several cells patched together.
 
 import { drawHeads, drawJoint, drawLens, drawNeurons, drawTops, drawValue } from "./cell_parts.js";
+import { drawFeatures, drawNone, hasFeatures } from "./cell_features.js";
 import { drawLooks } from "./cell_looks.js";
 import { ask, cancel } from "./api.js";
 import { add } from "./common.js";
 import { known, pairFields, set, state, subscribe } from "./state.js";
 
-// The parts from top to bottom: the name of its event, its title, who draws it, and whether it is open at first.
+// The parts from top to bottom: the name of its event, its title, who draws it (features come in
+// several events), and whether it is open at first.
 const PARTS = [
   ["heads", "Each head here, patched by itself", drawHeads, true],
   ["tops", "The next token without the patch, and with it", drawTops, true],
   ["looks", "Where these heads look", drawLooks, false],
   ["lens", "What each layer would say here", drawLens, false],
   ["neurons", "The neurons that write the answer here", drawNeurons, false],
+  ["features", "Features of the sparse autoencoder", null, false],
 ];
 const parts = {};
 let asked = ""; // what the detail is of, as text
@@ -77,6 +80,7 @@ async function askCell(fields, cell) {
   parts.title.textContent = `${fields.site}, ${nameOf(cell, tokens.corrupted)}`;
   parts.problem.textContent = "";
   for (const name of ["value", ...PARTS.map(([name]) => name)]) parts[name].classList.add("stale");
+  if (!hasFeatures(cell.layer)) redraw(parts.features, drawNone);
   parts.cell.setAttribute("aria-busy", "true");
   const last = await ask("cell", { ...fields, ...cell }, event => drawEvent(event, about), { lane: "detail" });
   if (last.cancelled) return;
@@ -96,7 +100,11 @@ function drawEvent(event, about) {
     about.cell = { ...about.cell, position: event.position };
     redraw(parts.value, drawValue, event, about);
   }
-  for (const [name, , draw] of PARTS) if (event[name]) redraw(parts[name], draw, event[name], about);
+  for (const [name, , draw] of PARTS) if (draw && event[name]) redraw(parts[name], draw, event[name], about);
+  if (!event.features) return;
+  // Each autoencoder of this layer has an event of its own; the first takes the place of the older cell's.
+  if (parts.features.classList.contains("stale")) redraw(parts.features, drawFeatures, event, about);
+  else drawFeatures(parts.features, event, about);
 }
 
 function redraw(box, draw, data, about) {

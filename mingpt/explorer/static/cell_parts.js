@@ -10,9 +10,9 @@ const RUNS = ["clean", "corrupted"];
 const TARGET = { denoise: "corrupted", noise: "clean" }; // the run that is patched
 
 // Both ends of the colours are this far from 0, so that white is 0.
-const reachOf = values => Math.max(1e-9, ...values.map(Math.abs));
+export const reachOf = values => Math.max(1e-9, ...values.map(Math.abs));
 
-function addNumber(row, value, reach) {
+export function addNumber(row, value, reach) {
   const cell = add(row, "td", written(value), "number");
   if (!reach) return;
   const colour = mix(SCALES.diverging, (value / reach + 1) / 2);
@@ -21,7 +21,7 @@ function addNumber(row, value, reach) {
 }
 
 // The body of a table with these heads; those that begin with "#" stand over numbers.
-function addTable(box, label, heads) {
+export function addTable(box, label, heads) {
   const table = add(box, "table");
   table.setAttribute("aria-label", label);
   const row = add(add(table, "thead"), "tr");
