@@ -15,6 +15,7 @@ from tests.test_attention_analysis import text_model
 CLEAN = "Michelle Jones was a top-notch student. Michelle"
 CORRUPTED = "Michelle Smith was a top-notch student. Michelle"
 BROWN = "Michelle Brown was a top-notch student. Michelle"
+PATIENCE = 60  # seconds, which a busy machine may need
 
 
 class Page:
@@ -28,7 +29,7 @@ class Page:
         self.address = address
         self.keys = Keys
         self.Select = Select
-        self.waiting = WebDriverWait(browser, 10, 0.02)
+        self.waiting = WebDriverWait(browser, PATIENCE, 0.02)
 
     def open(self, fragment=""):
         self.browser.get("about:blank")

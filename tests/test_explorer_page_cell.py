@@ -23,7 +23,7 @@ TEXTS = {
 }
 LAYER = 5
 POSITION = 10  # the last one
-PATIENCE = 20  # seconds
+PATIENCE = 60  # seconds, which a busy machine may need
 
 
 @pytest.fixture(scope="module")
