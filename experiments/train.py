@@ -229,12 +229,17 @@ def measure_losses(trainer, rows, bits, path):
     error = validation.std().item() / len(validation) ** 0.5
     row = [step, tokens, trainer.seconds, training.mean().item(), loss, error, loss * bits]
     trainer.history.append(row)
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *trainer.history])
+    write_rows(path, [COLUMNS, *trainer.history])
     print_progress(row)
     if len(trainer.history) % 4 == 0:
         print_sample(model, rows[1])
     model.train()
+
+
+def write_rows(path, rows):
+    """Write a CSV file, which is always whole."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 def print_progress(row):
@@ -299,14 +304,18 @@ def main(arguments=None):
     parser.add_argument(
         "--device", default="auto", help="default: cuda where there is one, else cpu"
     )
-    # The fields' annotations are the options' types and help texts.
-    for field in fields(Preset):
+    add_options(parser, Preset)
+    options = parser.parse_args(arguments)
+    return run_command(lambda given: train_with(**vars(given)), options)
+
+
+def add_options(parser, preset_class):
+    """Give the parser an option for each field; its annotation is the option's type and help."""
+    for field in fields(preset_class):
         kind, meaning = get_args(field.type)
         flag = f"--{field.name.replace('_', '-')}"
         hint = f"{meaning}; default: the preset's"
         parser.add_argument(flag, type=kind, default=SUPPRESS, help=hint)
-    options = parser.parse_args(arguments)
-    return run_command(lambda given: train_with(**vars(given)), options)
 
 
 def train_with(corpus, preset, output, device, **changes):

@@ -10,15 +10,12 @@ Autoencoder.from_pretrained takes, with curve.csv and curve.png. The same comman
 run was stopped. torchrun starts it on several GPUs.
 """
 
-import csv
 import signal
 import sys
-from argparse import SUPPRESS
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 if __name__ == "__main__":
     # Run as a file, Python looks for packages in this folder, not in the one above.
@@ -31,10 +28,17 @@ import torch
 
 from experiments.autoencoder_presets import PRESET_OF, PRESETS, TEXT_OF, AutoencoderPreset
 from experiments.corpora import read_corpus
-from experiments.train import hashes, read_settings, record_settings, shared_fields
+from experiments.train import (
+    add_options,
+    hashes,
+    read_settings,
+    record_settings,
+    shared_fields,
+    write_rows,
+)
 from mingpt.bpe import END_OF_TEXT
 from mingpt.checkpointing import locked
-from mingpt.common import atomic_write, command_parser, run_command, say
+from mingpt.common import command_parser, run_command, say
 from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import figures
 from mingpt.interpretability.activation_stream import ActivationStream, StreamConfig
@@ -155,8 +159,7 @@ def measure_fit(trainer, x, path, steps):
     tokens = step * trainer.config.batch_size
     row = [step, tokens, trainer.seconds, trainer.loss.item(), *fvu, l0, dead]
     trainer.history.append(row)
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *trainer.history])
+    write_rows(path, [COLUMNS, *trainer.history])
     say(f"step {step}: FVU {fvu}, {l0:.1f} active features, {dead} dead")
 
 
@@ -190,11 +193,7 @@ def main(arguments=None):
     parser.add_argument(
         "--device", default="auto", help="default: cuda where there is one, else cpu"
     )
-    # The fields' annotations are the options' types and help texts.
-    for field in fields(AutoencoderPreset):
-        kind, meaning = get_args(field.type)
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=SUPPRESS, help=f"{meaning}; default: preset's")
+    add_options(parser, AutoencoderPreset)
     options = parser.parse_args(arguments)
     return run_command(lambda given: train_with(**vars(given)), options)
 

@@ -1,11 +1,10 @@
 """Where does each head look in one of the two texts, and why?"""
 
-from mingpt.explorer.requests import number, one_of, text
+from mingpt.explorer.requests import RUNS, number, one_of, text
 from mingpt.interpretability.attention_analysis import page_data
 from mingpt.interpretability.attention_explanation import explain_attention
 from mingpt.interpretability.inputs import encode
 
-RUNS = ("clean", "corrupted")
 MOST_PARTS = 12
 
 

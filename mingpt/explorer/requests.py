@@ -15,6 +15,7 @@ from mingpt.sites import SITES_WITH_HEADS
 LONGEST_TEXT = 20_000  # characters
 LONGEST_NAME = 64  # characters of a tab's or a lane's name
 MOST_CELLS = 64
+RUNS = ("clean", "corrupted")
 
 
 @dataclass

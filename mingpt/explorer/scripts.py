@@ -109,7 +109,7 @@ for edge in circuit.edges:
 print(f"faithfulness {{circuit.faithfulness():.6g}}")
 """
 # {the circuit view's method: find_circuit's}
-METHODS = {"eap": "eap", "exact": "path_patching"}
+CIRCUIT_METHODS = {"eap": "eap", "exact": "path_patching"}
 
 
 def script(model, body, cache):
@@ -223,7 +223,7 @@ def circuit_script(model, body):
         pair,
         clean=pair.clean_text,
         corrupted=pair.corrupted_text,
-        method=METHODS[requests.one_of(body, "method", METHODS)],
+        method=CIRCUIT_METHODS[requests.one_of(body, "method", CIRCUIT_METHODS)],
         size=size,
         removed=removed,
     )

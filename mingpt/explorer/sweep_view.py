@@ -10,12 +10,12 @@ import torch
 from mingpt.explorer import requests
 from mingpt.explorer.events import numbers, tokens, top_tokens
 from mingpt.explorer.grid import compute, groups, read_grid, result_of
+from mingpt.explorer.requests import RUNS
 from mingpt.interpretability import runs
 from mingpt.interpretability.inputs import token_texts, tokenizer_of
 from mingpt.interpretability.patching_result import MEASURES
 from mingpt.interpretability.web_pages import page_texts
 
-RUNS = ("clean", "corrupted")
 MOST_CELLS = 512  # that are read at once: a measure may need the logits of each
 
 
@@ -85,7 +85,9 @@ def say_next(model, texts):
 
     texts: the tokens of both, equally many.
     """
-    rows = [[token["id"] for token in texts[name]] for name in RUNS]
+    rows = []
+    for name in RUNS:
+        rows.append([token["id"] for token in texts[name]])
     streams = runs.record(model, torch.tensor(rows), ["resid_post"])["resid_post"]
     ends = streams[model.config.n_layer - 1][:, -1]  # (2,T,C) -> (2,C)
     return dict(zip(RUNS, top_tokens(model, model.transformer.ln_f(ends))))

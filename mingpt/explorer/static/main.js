@@ -53,7 +53,7 @@ function moveTab(event) {
   tabs[next].focus();
 }
 
-export function say(sentence, isBad = false) {
+function say(sentence, isBad = false) {
   find("#notice").textContent = sentence;
   find("#notice").classList.toggle("problem", isBad);
 }
