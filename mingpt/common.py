@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a notebook without ipywidgets has plain bars, and no fault
     from tqdm.auto import tqdm
 
+AnyPath = str | os.PathLike[str]
 # Seconds in which a bar shows no time left: what came first says little about the rest.
 UNKNOWN = 3
 # Seconds between the lines that MINGPT_PROGRESS=1 writes where there is no terminal.

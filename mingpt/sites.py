@@ -5,10 +5,11 @@ Each site is one line tap(site, tensor) in model.py.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # (B,T,C)
 MLP_SITES = ("mlp_pre", "mlp_post")  # (B,T,4C)
@@ -16,6 +17,10 @@ HEAD_SITES = ("q", "k", "v", "z")  # (B,H,T,D)
 ATTENTION_SITES = ("scores", "pattern")  # (B,H,T,T), rows are queries
 SITES_WITH_HEADS = HEAD_SITES + ATTENTION_SITES
 SITES = RESIDUAL_SITES + MLP_SITES + SITES_WITH_HEADS
+
+Position = int | slice | None  # negative counts from the end; None is all
+Replacement = Tensor | Callable[[Tensor], Tensor]  # what is put in, or a function of what was there
+Activations = dict[str, dict[int, Tensor]]  # {site: {layer: tensor}}
 
 
 class Patch(NamedTuple):
@@ -30,8 +35,8 @@ class Patch(NamedTuple):
     """
 
     layer: int
-    position: int | slice | None
-    activation: torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
+    position: Position
+    activation: Replacement
     site: str = "resid_post"
     head: int | None = None
 
@@ -107,6 +112,11 @@ class Patch(NamedTuple):
                 "that it replaces"
             ) from error
         return x
+
+
+# What a call takes as patch_params.
+OnePatch = Patch | tuple[int, Position, Replacement]
+Patches = OnePatch | Iterable[OnePatch] | None
 
 
 def check_site(site):

@@ -5,11 +5,19 @@ the model, or a ValueError that says what was expected, what came and what to do
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mingpt.sites import as_int
+
+Inputs = str | Sequence[str] | Tensor  # a text, texts of equal token length, or ids (B,T)
+# A token: a text that is one, or its id; several of them, one for each input; or None, where the
+# inputs themselves say it.
+Answer = str | int | Sequence[str | int] | Tensor | None
+ComponentName = str | tuple[int | str, ...]  # "3.5", (3, 5), "mlp 3", "layer_3_head_5"
 
 
 def tokenizer_of(model):
