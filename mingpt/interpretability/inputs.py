@@ -5,7 +5,7 @@ the model, or a ValueError that says what was expected, what came and what to do
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from mingpt.sites import as_int
 
 Inputs = str | Sequence[str] | Tensor  # a text, texts of equal token length, or ids (B,T)
+Texts = Iterable[str | Sequence[int] | Tensor]  # each a text, or its ids; a text alone is one too
 # A token: a text that is one, or its id; several of them, one for each input; or None, where the
 # inputs themselves say it.
 Answer = str | int | Sequence[str | int] | Tensor | None
