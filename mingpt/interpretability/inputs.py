@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mingpt.sites import as_int
 
+Text = str | Tensor  # one text, or ids (1,T)
 Inputs = str | Sequence[str] | Tensor  # a text, texts of equal token length, or ids (B,T)
 Texts = Iterable[str | Sequence[int] | Tensor]  # each a text, or its ids; a text alone is one too
 # A token: a text that is one, or its id; several of them, one for each input; or None, where the
 # inputs themselves say it.
 Answer = str | int | Sequence[str | int] | Tensor | None
+Head = tuple[int, int]  # (layer, head)
 ComponentName = str | tuple[int | str, ...]  # "3.5", (3, 5), "mlp 3", "layer_3_head_5"
 
 
