@@ -18,6 +18,25 @@ from tests.hub import Hub, point_to
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
+CHROMIUM = ("chromium", "chromium-browser")
+CHROME = (
+    "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "C:/Program Files/Google/Chrome/Application/chrome.exe",
+)
+
+
+def find_browser():
+    """The paths of a Chromium or Chrome and of its chromedriver, None for what is not there.
+
+    GitHub's machines have Chrome, and its driver in a folder that CHROMEWEBDRIVER names.
+    """
+    folder = os.environ.get("CHROMEWEBDRIVER")
+    names = CHROME if folder else (*CHROMIUM, *CHROME)
+    paths = map(shutil.which, names)
+    return next(filter(None, paths), None), shutil.which("chromedriver", path=folder)
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A headless Chromium, driven by selenium, that keeps what its console says.
@@ -27,8 +46,7 @@ def browser(tmp_path_factory):
     webdriver = pytest.importorskip(
         "selenium.webdriver", reason="needs selenium to drive a browser"
     )
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
+    chromium, driver = find_browser()
     if not (chromium and driver):
         pytest.skip("needs chromium and its chromedriver")
     options = webdriver.ChromeOptions()

@@ -1,5 +1,6 @@
 """What all modules share: progress bars where they can be seen; files and folders whole or not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def test_a_notebook_has_a_bar_without_a_terminal(monkeypatch, capsys):
     assert "counting: 100%" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no shell that closes stderr")
 @pytest.mark.parametrize("program, expected", [(COUNT, "at 0\nat 1\nat 2\n"), (PATCH, "done\n")])
 def test_nothing_dies_where_stderr_is_closed(program, expected):
     """As in a daemon, or with pythonw."""
@@ -87,7 +89,7 @@ def test_nothing_dies_where_stderr_is_closed(program, expected):
 
 
 def test_nothing_dies_where_a_program_closes_its_stderr_or_has_no_stdout(monkeypatch):
-    with open("/dev/null", "w") as closed:
+    with open(os.devnull, "w") as closed:
         monkeypatch.setattr(sys, "stderr", closed)
     monkeypatch.setattr(sys, "stdout", None)
     for i in common.progress_bar(range(2)):
@@ -106,6 +108,7 @@ sys.exit(run_command(work, sys.argv[1]))
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that a process can answer")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_that_is_ended_removes_what_it_wrote_in_part(number, code, tmp_path):
     command = [sys.executable, "-c", WRITE_LONG, str(tmp_path / "table.csv")]
@@ -127,6 +130,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process alone on Windows")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_while_a_command_imports_ends_it_without_a_traceback(command):
     line = [sys.executable, "-X", "importtime", "-m", command, "--help"]

@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import json
+import os
 import re
 import signal
 import socket
@@ -18,6 +19,9 @@ from mingpt.explorer import __main__ as command  # noqa: E402
 from mingpt.interpretability.autoencoders import Autoencoder, AutoencoderConfig  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+NEEDS_SIGNALS = pytest.mark.skipif(
+    os.name == "nt", reason="Windows has no signal that a process can answer"
+)
 # A view that computes, and never looks whether it should stop.
 BUSY = """
 import sys
@@ -67,6 +71,7 @@ def ask(port, token, view):
     return connection.getresponse()
 
 
+@NEEDS_SIGNALS
 def test_it_serves_at_the_address_it_prints_and_ctrl_c_ends_it_quietly(start):
     process, port, token = start("-m", "mingpt.explorer", "--no-browser", "--port", "0")
     assert b'"layers":12' in ask(port, token, "model").read()
@@ -75,6 +80,7 @@ def test_it_serves_at_the_address_it_prints_and_ctrl_c_ends_it_quietly(start):
     assert process.returncode == 130 and err == "" and "token" not in out
 
 
+@NEEDS_SIGNALS
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_while_it_computes(start, number, code):
     process, port, token = start("-c", BUSY)

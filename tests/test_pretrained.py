@@ -7,6 +7,7 @@ nothing leaves the machine.
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -453,7 +454,7 @@ def test_a_truncated_file_is_refused_by_name(stored, keep, folder):
         to_bin(folder)
     path = folder / stored
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=f"delete {path} and get it again"):
+    with pytest.raises(ValueError, match=re.escape(f"delete {path} and get it again")):
         GPT.from_pretrained(folder)
 
 
@@ -527,7 +528,7 @@ def test_a_safetensors_file_with_an_unknown_dtype_is_refused_by_name(folder):
         header = json.dumps({"w": {"dtype": "X", "shape": [4], "data_offsets": [0, 3]}})
         header = header.encode().replace(b'"X"', dtype)
         path.write_bytes(len(header).to_bytes(8, "little") + header + b"123")
-        with pytest.raises(ValueError, match=f"{path} cannot be read as weights"):
+        with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as weights")):
             GPT.from_pretrained(folder)
 
 
@@ -542,6 +543,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes and devices among its files")
 def test_a_pipe_or_a_device_is_never_opened(folder, tmp_path):
     """In a process of its own, since reading one would have no end, and eat the memory."""
     edit(folder, vocab_size=257)
@@ -561,6 +563,7 @@ def test_a_pipe_or_a_device_is_never_opened(folder, tmp_path):
         assert f"cannot read {path}: it is a pipe or a device, not a file" in line
 
 
+@pytest.mark.skipif(os.name == "nt", reason="chmod keeps nobody from a folder on Windows")
 def test_a_folder_that_may_not_be_read_is_refused():
     locked = Path(tempfile.mkdtemp())  # not in tmp_path, whose parents are locked too
     locked.chmod(0)

@@ -51,7 +51,7 @@ def test_a_folder_with_other_work_or_other_files_is_refused(tmp_path):
             ShardFolder(other, {})
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(ValueError, match="cannot write to .*give another folder"):
-        ShardFolder("/proc/nowhere", {})
+        ShardFolder(tmp_path / "mine" / "thesis.txt" / "nowhere", {})
 
 
 def test_launchers_and_the_option_say_which_process_this_is(monkeypatch):

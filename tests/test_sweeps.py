@@ -171,6 +171,9 @@ def test_parts_by_hand_make_the_same_folder(file, tmp_path, capsys, monkeypatch)
     assert_same(tmp_path / "out", tmp_path / "one")
 
 
+@pytest.mark.skipif(
+    os.name == "nt", reason="torchrun needs libuv, which PyTorch for Windows has not"
+)
 @pytest.mark.parametrize("count", [2, 3])
 def test_torchrun_makes_the_same_folder_as_one_process(file, tmp_path, count):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -475,6 +475,7 @@ def test_what_else_lies_in_the_folder_of_a_run_stays(tmp_path):
     assert (tmp_path / "partial" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among its files")
 def test_a_corpus_that_is_a_pipe_is_refused_not_waited_for(desk):
     os.mkfifo(desk / "pipe.txt")
     for name in ("pipe.txt", "."):
@@ -491,6 +492,9 @@ train.train([TEXT], settings, sys.argv[1], "cpu")
 """
 
 
+@pytest.mark.skipif(
+    os.name == "nt", reason="torchrun needs libuv, which PyTorch for Windows has not"
+)
 def test_two_processes_train_one_run(tmp_path):
     """torchrun's, on the command's own way: one of them writes, and losses are as by one."""
     (tmp_path / "text.txt").write_text(TEXT)
@@ -552,6 +556,7 @@ def test_where_the_system_has_no_folder_locks_a_file_that_goes_with_the_process_
         checkpointing.LOCKED.add(tmp_path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not remove a file that is being read")
 def test_a_run_can_be_read_at_any_moment_while_it_trains(training):
     _, folder = training
     sources = {GPT.from_pretrained(folder).source for _ in range(40)}
