@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("tests/*.md"))]
-PAGES += [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md"]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 COMMANDS = sorted(set(re.findall(r"python -m ([\w.]+)", "".join(TEXTS.values()))))
 
