@@ -14,14 +14,16 @@ differ from tiktoken's only where 's, 't ... or, for some, a Han character direc
 
 import codecs
 import json
+from collections.abc import Iterable, Mapping
 from heapq import heappop, heappush
 from operator import index
 from pathlib import Path
+from typing import Any
 
 import regex
 import torch
 
-from mingpt.common import read_json, reading
+from mingpt.common import AnyPath, read_json, reading
 from mingpt.hub import Hub
 
 END_OF_TEXT = "<|endoftext|>"
@@ -41,7 +43,7 @@ SPLIT = regex.compile(
 )
 
 
-def bytes_to_unicode():
+def bytes_to_unicode() -> dict[int, str]:
     """{byte: character} for all 256 bytes, in the order of GPT-2's first 256 ids.
 
     Vocabulary files need each byte as a visible character: a printable Latin-1 one is itself, the
@@ -57,11 +59,12 @@ SYMBOLS = bytes_to_unicode()  # byte -> symbol
 BYTES = {symbol: byte for byte, symbol in SYMBOLS.items()}
 # For display: bytes that are no character as <0xe29c>, and where to go on.
 codecs.register_error(
-    "show bytes", lambda bad: (f"<0x{bad.object[bad.start : bad.end].hex()}>", bad.end)
+    "show bytes",
+    lambda e: (f"<0x{e.object[e.start : e.end].hex()}>", e.end),  # type: ignore[attr-defined]
 )
 
 
-def token_bytes(token):
+def token_bytes(token: str) -> bytes:
     """The bytes that a token of the vocabulary stands for."""
     # A token that was added by hand may be plain text, not byte symbols.
     if not BYTES.keys() >= set(token):
@@ -69,7 +72,7 @@ def token_bytes(token):
     return bytes(BYTES[symbol] for symbol in token)
 
 
-def checked(text):
+def checked(text: str) -> str:
     """The text itself; ValueError if it is not a str or has no utf-8 form."""
     if not isinstance(text, str):
         raise ValueError(
@@ -86,7 +89,7 @@ def checked(text):
     return text
 
 
-def ids_of(merges):
+def ids_of(merges: Iterable[tuple[str, str]]) -> dict[str, int]:
     """{token: id} as the merges alone give it: the 256 bytes, the merges, <|endoftext|>."""
     tokens = [*BYTES, *(left + right for left, right in merges), END_OF_TEXT]
     # Two merges may make the same token, which keeps its first place.
@@ -101,11 +104,11 @@ class Encoder:
     gives two tokens one id.
     """
 
-    def __init__(self, merges, vocab=None):
-        self.merges = [tuple(pair) for pair in merges]
+    def __init__(self, merges: Iterable[tuple[str, str]], vocab: Mapping[str, int] | None = None):
+        self.merges = [(left, right) for left, right in merges]
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}  # the lower, the sooner
         self.ids = ids_of(self.merges) if vocab is None else dict(vocab)
-        self.tokens = {}  # id -> token
+        self.tokens: dict[int, str] = {}  # id -> token
         for token, i in self.ids.items():
             if type(i) is not int or i < 0 or i in self.tokens:
                 raise ValueError(
@@ -121,23 +124,22 @@ class Encoder:
                     f"the vocabulary has no id for {token!r}, a byte or a token of the merges; "
                     "take merges and vocabulary from the same model"
                 )
-        self.cache = {}  # word -> ids
+        self.cache: dict[str, list[int]] = {}
 
-    def bpe(self, symbols):
+    def bpe(self, symbols: str) -> list[str]:
         """The tokens of one word, which is given in byte symbols.
 
         The rule: of the merges that fit anywhere the earliest is made, wherever it fits, from left
-        to right; and so on until none fits. Time n log n in the word's length, so that 100,000
-        letters without a space take a fraction of a second.
+        to right; and so on until none fits. Time n log n in the word's length.
         """
         # The parts of the word as spans: where each starts -> where it ends, and back.
         ends = {start: start + 1 for start in range(len(symbols))}
         starts = {end: start for start, end in ends.items()}
-        heap = []  # (rank, start, middle, end): the earliest merge comes first, then the leftmost
+        heap: list[tuple[int, int, int, int]] = []  # (rank, start, middle, end), the next one first
 
         def plan(start):
             """Push the merge of the part at start and the part after it, if there is one."""
-            middle = ends.get(start)
+            middle = ends.get(start, -1)  # where no part begins
             end = ends.get(middle)
             rank = self.ranks.get((symbols[start:middle], symbols[middle:end]))
             if end is not None and rank is not None:
@@ -164,7 +166,7 @@ class Encoder:
                 plan(start)
         return [symbols[start:end] for start, end in ends.items()]
 
-    def show_word(self, word):
+    def show_word(self, word: str) -> dict[str, Any]:
         """The steps for one word, as a dict: its bytes, these as symbols, the tokens, the ids."""
         symbols = "".join(SYMBOLS[byte] for byte in word.encode())
         tokens = self.bpe(symbols)
@@ -176,7 +178,7 @@ class Encoder:
             "token_ix": [self.ids[token] for token in tokens],
         }
 
-    def word_ids(self, word):
+    def word_ids(self, word: str) -> list[int]:
         """The ids of one word; short words are remembered, since a text repeats them."""
         ids = self.cache.get(word)
         if ids is None:
@@ -185,7 +187,7 @@ class Encoder:
                 self.cache[word] = ids
         return ids
 
-    def encode(self, text, allow_special=False):
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The ids of a text, a list; <|endoftext|> in it is one id only if allow_special."""
         if allow_special and END_OF_TEXT not in self.ids:
             raise ValueError(f"this vocabulary has no {END_OF_TEXT}; encode without allow_special")
@@ -198,21 +200,20 @@ class Encoder:
                 ids += self.word_ids(word)
         return ids
 
-    def encode_and_show_work(self, text):
+    def encode_and_show_work(self, text: str) -> dict[str, Any]:
         """The steps of encode, a dict: bpe_idx (the ids), tokens (the words), parts (show_word)."""
         words = SPLIT.findall(checked(text))
         parts = [self.show_word(word) for word in words]
         ids = [i for part in parts for i in part["token_ix"]]
         return {"bpe_idx": ids, "tokens": words, "parts": parts}
 
-    def bytes_of(self, ids):
+    def bytes_of(self, ids: Iterable[int] | torch.Tensor) -> list[bytes]:
         """The bytes of each id, a list; ids: a list of ints or a 1-D tensor, else ValueError."""
         try:
             ids = [index(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]
         except TypeError as error:
             raise ValueError(
-                "ids must be a list of ints or a 1-D tensor (of a batch, one row), "
-                f"got {repr(ids)[:80]}"
+                f"ids must be a list of ints or a 1-D tensor (one row of a batch), got {ids!r:.80}"
             ) from error
         for i in ids:
             if i not in self.tokens:
@@ -221,7 +222,7 @@ class Encoder:
                 )
         return [token_bytes(self.tokens[i]) for i in ids]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
         """The text of a list of ids or a 1-D tensor; bytes that are no utf-8 become '\ufffd'."""
         # Joined first: a character may be spread over several tokens.
         return b"".join(self.bytes_of(ids)).decode("utf-8", errors="replace")
@@ -233,21 +234,23 @@ class BPETokenizer:
     encode, decode and every step between are those of `tokenizer.encoder`; n_vocab counts the ids.
     """
 
-    def __init__(self, encoder=None):
+    def __init__(self, encoder: Encoder | None = None):
         if encoder is None:
             files = Hub("gpt2")
-            encoder = self.from_files(files.find("merges.txt"), files.find("vocab.json")).encoder
+            merges = read_merges(files.find("merges.txt"))  # type: ignore[arg-type]  # GPT-2 has it
+            encoder = Encoder(merges, read_vocab(files.find("vocab.json")))  # type: ignore[arg-type]
         self.encoder = encoder
 
     def __repr__(self):
         return f"{type(self).__name__}({self.n_vocab} tokens)"
 
     @classmethod
-    def from_files(cls, merges_path, vocab_path=None):
+    def from_files(cls, merges_path: AnyPath, vocab_path: AnyPath | None = None) -> "BPETokenizer":
         """The tokenizer of a merges file and, if given, a vocab.json with the ids of its tokens."""
-        return cls(Encoder(read_merges(merges_path), vocab_path and read_vocab(vocab_path)))
+        vocab = read_vocab(vocab_path) if vocab_path else None
+        return cls(Encoder(read_merges(merges_path), vocab))
 
-    def save(self, folder):
+    def save(self, folder: AnyPath) -> None:
         """Write folder/merges.txt, and vocab.json where the ids do not follow from the merges."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,32 +264,31 @@ class BPETokenizer:
             vocab.write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
 
     @property
-    def n_vocab(self):
+    def n_vocab(self) -> int:
         return len(self.encoder.ids)
 
-    def __call__(self, text, return_tensors="pt"):
+    def __call__(self, text: str, return_tensors: str = "pt") -> torch.Tensor:
         """The ids of a text as a LongTensor (1, T)."""
         if return_tensors != "pt":
             raise ValueError(
-                f"return_tensors must be 'pt', got {return_tensors!r}; "
-                "tokenizer.encode gives a list"
+                f"return_tensors must be 'pt', got {return_tensors!r}; encode gives a list"
             )
         return torch.tensor([self.encode(text)], dtype=torch.long)
 
-    def encode(self, text, allow_special=False):
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The ids of a text, a list; <|endoftext|> in it is one id only if allow_special."""
         return self.encoder.encode(text, allow_special)
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
         """The text of a list of ids or a 1-D tensor."""
         return self.encoder.decode(ids)
 
-    def tokens(self, ids):
+    def tokens(self, ids: Iterable[int] | torch.Tensor) -> list[str]:
         """Each id's text by itself, for display; a part of a character as its bytes: '<0xe29c>'."""
         return [token.decode("utf-8", errors="show bytes") for token in self.encoder.bytes_of(ids)]
 
 
-def read_merges(path):
+def read_merges(path: AnyPath) -> list[tuple[str, str]]:
     """[(left, right), ...] of a merges file: a merge a line, after an optional '#version' line."""
     merges = []
     with reading(path):
@@ -307,7 +309,7 @@ def read_merges(path):
     return merges
 
 
-def read_vocab(path):
+def read_vocab(path: AnyPath) -> dict[str, int]:
     """{token: id} of a vocab.json; ValueError if the file holds anything else."""
     vocab = read_json(path)
     if not isinstance(vocab, dict):
@@ -315,7 +317,7 @@ def read_vocab(path):
     return vocab
 
 
-def train_bpe(texts, vocab_size):
+def train_bpe(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
     """The merges, [(left, right), ...], that a byte-level BPE learns; Encoder takes them.
 
     texts: an iterable of str. vocab_size counts the 256 bytes, the merges and <|endoftext|>. The
@@ -324,9 +326,7 @@ def train_bpe(texts, vocab_size):
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError as error:
-        raise ImportError(
-            "training a BPE needs the tokenizers library: pip install tokenizers"
-        ) from error
+        raise ImportError("training a BPE needs tokenizers: pip install tokenizers") from error
     if isinstance(texts, str):
         raise ValueError("texts must be an iterable of str, got one str; give [text]")
     if vocab_size < 257:

@@ -7,28 +7,35 @@ The newest two are there to go on from, the second in case the first is damaged 
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+from mingpt.common import AnyPath
 
 try:
     import fcntl
 except ImportError:  # Windows has none
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 from mingpt.common import atomic_write, one_line, remove, say
 from mingpt.hub import steps_in
+
+if TYPE_CHECKING:  # it imports this module
+    from mingpt.trainer import Trainer
 
 STATE = ("iter_num", "seconds", "history")  # what a trainer needs besides optimizer and generators
 
 
 # The folders that this process has locked.
-LOCKED = set()
+LOCKED: set[Path] = set()
 
 
 @contextmanager
-def locked(folder):
+def locked(folder: AnyPath) -> Iterator[None]:
     """The folder, made if need be, for this process alone while the block runs.
 
     The lock is the system's: it goes with the process, however that ends. A block inside another
@@ -73,12 +80,12 @@ def _lock(folder):
         ) from error
 
 
-def save(trainer):
+def save(trainer: "Trainer") -> None:
     """Write the checkpoint of the trainer's step; of older ones the newest stays, and kept models.
 
     ValueError if the folder cannot be written.
     """
-    root = Path(trainer.config.checkpoint_dir)
+    root = Path(trainer.config.checkpoint_dir)  # type: ignore[arg-type]  # who saves has one
     folder = root / f"step-{trainer.iter_num:08d}"
     # A run that was killed while it wrote or removed left a folder that nobody reads.
     for leftover in root.glob(".step-*.partial"):
@@ -117,13 +124,14 @@ def _write(trainer, folder):
             os.fsync(handle.fileno())
 
 
-def load_newest(trainer):
+def load_newest(trainer: "Trainer") -> bool:
     """Put the newest whole checkpoint into the trainer; False if the folder has none at all.
 
     Newer ones that are damaged get another name, and a line says so. ValueError if all are.
     """
     faults = []
-    steps = sorted(steps_in(trainer.config.checkpoint_dir).items(), reverse=True)
+    root = Path(trainer.config.checkpoint_dir)  # type: ignore[arg-type]  # who loads has one
+    steps = sorted(steps_in(root).items(), reverse=True)
     for position, (step, folder) in enumerate(steps):
         try:
             _load(trainer, step, folder)

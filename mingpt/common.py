@@ -8,10 +8,13 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a notebook without ipywidgets has plain bars, and no fault
@@ -24,7 +27,7 @@ UNKNOWN = 3
 BETWEEN_LINES = 60
 
 
-def check_device(name):
+def check_device(name: str | torch.device) -> None:
     """ValueError where nothing can be computed on this device, or not rightly."""
     try:
         # A device may have a name that torch knows and still not be there: only use tells.
@@ -38,7 +41,7 @@ def check_device(name):
     check_mps(name)
 
 
-def check_mps(device):
+def check_mps(device: str | torch.device) -> None:
     """ValueError on the PyTorch whose linear layers are silently wrong on Apple's GPU.
 
     Source: pytorch issue 161640.
@@ -50,7 +53,7 @@ def check_mps(device):
         )
 
 
-def check_finite(*tensors):
+def check_finite(*tensors: Tensor) -> None:
     """ValueError if one has values that are NaN or infinite."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError(
@@ -59,7 +62,7 @@ def check_finite(*tensors):
 
 
 @contextmanager
-def reading(path, complaint="cannot be read"):
+def reading(path: AnyPath, complaint: str = "cannot be read") -> Iterator[None]:
     """A block that reads a file or lists a folder: its errors become one that names the path.
 
     The readers of JSON and of weights raise errors of many types for a file that is cut short or
@@ -83,14 +86,14 @@ def reading(path, complaint="cannot be read"):
         ) from error
 
 
-def read_json(path):
+def read_json(path: AnyPath) -> Any:
     """What a JSON file holds; ValueError if it cannot be read or is not whole."""
     with reading(path, "is no whole JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextmanager
-def atomic_write(path):
+def atomic_write(path: AnyPath) -> Iterator[Path]:
     """A temporary path to write a file or a folder to; at the block's end it becomes `path`.
 
     If the block raises, the temporary path is removed and `path` is as it was. Where `path` is a
@@ -118,7 +121,7 @@ def atomic_write(path):
         remove(temporary)
 
 
-def remove(path):
+def remove(path: Path) -> None:
     """Delete a file or a folder; nothing happens where there is none."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -126,7 +129,7 @@ def remove(path):
         path.unlink()
 
 
-def one_line(error):
+def one_line(error: BaseException | str) -> str:
     """What an error says, in one line; huggingface_hub's go over several."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -135,7 +138,7 @@ class Bar(tqdm):
     """A progress bar that shows a speed and the time left only when it can know them."""
 
     @property
-    def format_dict(self):
+    def format_dict(self) -> dict[str, Any]:
         facts = super().format_dict
         is_over = facts["n"] == facts["total"]
         if facts["elapsed"] < UNKNOWN and not is_over:
@@ -146,20 +149,20 @@ class Bar(tqdm):
 class Log:
     """A file for a Bar to write to: each state of the bar becomes a line on stderr."""
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         if text.strip():
             print(text.strip(), file=sys.stderr, flush=True)
 
-    def flush(self):
+    def flush(self) -> None:
         """Each line is flushed when it is written."""
 
 
-def has_stderr():
+def has_stderr() -> bool:
     """False in a program that was started without stderr, or has closed it."""
     return sys.stderr is not None and not sys.stderr.closed
 
 
-def progress_bar(iterable=None, shown=True, **options):
+def progress_bar(iterable: Iterable[Any] | None = None, shown: bool = True, **options: Any) -> Bar:
     """A tqdm over the iterable, or with total=... to update by hand; shown=False is always silent.
 
     It shows on a terminal and in a notebook. Elsewhere it is silent, or with MINGPT_PROGRESS=1 in
@@ -173,7 +176,7 @@ def progress_bar(iterable=None, shown=True, **options):
     return Bar(iterable, disable=not (shown and is_seen), smoothing=0, **options)
 
 
-def say(text):
+def say(text: str) -> None:
     """Print a line at once; a progress bar makes way for it."""
     with Bar.external_write_mode():
         print(text, flush=True)
@@ -183,13 +186,15 @@ class CheckFailed(Exception):
     """A result is not what it must be: an error of this program, not of its user."""
 
 
-def command_parser(description):
+def command_parser(description: str | None) -> argparse.ArgumentParser:
     """An argparse parser whose help shows the description line by line, as it is."""
     form = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=description, formatter_class=form)
 
 
-def run_command(function, options):
+def run_command(
+    function: Callable[[argparse.Namespace], object], options: argparse.Namespace
+) -> int:
     """The exit code of a command, function(options): 0 if it ends.
 
     2 after a message on stderr for bad input, 1 if a check of the result fails, 130 after Ctrl-C.

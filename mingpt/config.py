@@ -1,9 +1,12 @@
 """The sizes and options of a GPT-2, under minGPT's names: do they fit together?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 # name -> layers, heads, width. Sources: Radford et al. 2018 and 2019 (GPT and GPT-2); Rae et al.
@@ -22,7 +25,7 @@ MODEL_TYPES = {
 
 # The names are those that config.json files use. GPT-2's own is gelu_new: it computes the GELU by
 # a formula with tanh, which is off by at most 5e-4.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
@@ -37,6 +40,9 @@ SHAPE = ("n_layer", "n_head", "n_embd")  # what a model type sets
 RANGES = {"embd_pdrop": 1, "resid_pdrop": 1, "attn_pdrop": 1, "layer_norm_epsilon": 1e30}
 SIZES = (*SHAPE, "vocab_size", "block_size", "n_inner")
 
+# A size that is not given yet. In the configuration of a model each is a number, and has its type.
+NOT_GIVEN: Any = None
+
 
 @dataclass(slots=True)
 class GPTConfig:
@@ -47,18 +53,18 @@ class GPTConfig:
     """
 
     model_type: str | None = None
-    n_layer: int | None = None
-    n_head: int | None = None
-    n_embd: int | None = None
-    vocab_size: int | None = None
+    n_layer: int = NOT_GIVEN
+    n_head: int = NOT_GIVEN
+    n_embd: int = NOT_GIVEN
+    vocab_size: int = NOT_GIVEN
     # The longest input, in tokens.
-    block_size: int | None = None
+    block_size: int = NOT_GIVEN
     # Dropout: on the embeddings, on what attention and MLP write, on the attention pattern.
     embd_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     attn_pdrop: float = 0.1
     # The width of the MLP, 4 * n_embd if None.
-    n_inner: int | None = None
+    n_inner: int = NOT_GIVEN
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     # Divide attention scores by sqrt(D), and by layer + 1?
@@ -67,7 +73,7 @@ class GPTConfig:
     # Is lm_head wte? So it is in GPT-2; minGPT trains two matrices.
     tie_word_embeddings: bool = False
 
-    def complete(self):
+    def complete(self) -> "GPTConfig":
         """A copy in which every size is a number.
 
         ValueError if a size is missing, given twice with two values, or does not fit the others.

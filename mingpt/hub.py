@@ -10,14 +10,16 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import huggingface_hub
 import numpy
 
-from mingpt.common import has_stderr, one_line, reading
+from mingpt.common import AnyPath, has_stderr, one_line, reading
 
 # For the help of commands: what GPT.from_pretrained takes.
 MODEL_HELP = (
@@ -45,7 +47,7 @@ class Unavailable(ValueError):
     """The model is not cached, and the hub is unreachable, refuses or does not know it."""
 
 
-def find_model(name):
+def find_model(name: AnyPath) -> "Folder | Hub":
     """The Folder or the Hub that a name stands for; no traffic.
 
     Of a run folder that trainer.py wrote, it is the folder of the last step.
@@ -79,7 +81,7 @@ def find_model(name):
     return Hub(name)
 
 
-def steps_in(folder):
+def steps_in(folder: AnyPath) -> dict[int, Path]:
     """{step: its folder} of the checkpoints that trainer.py wrote there."""
     steps = {}
     for path in Path(folder).glob("step-*"):
@@ -95,12 +97,12 @@ class Folder:
     where: its name in error messages. source: for the user, where the model came from.
     """
 
-    def __init__(self, path, source):
+    def __init__(self, path: Path, source: str):
         self.path = path
         self.where = str(path)
         self.source = source
 
-    def find(self, *filenames):
+    def find(self, *filenames: str) -> Path | None:
         """The path of the first of these files that is there, or None."""
         with reading(self.path):
             present = os.listdir(self.path)
@@ -110,7 +112,7 @@ class Folder:
         return None
 
 
-def constants():
+def constants() -> ModuleType:
     """huggingface_hub's constants: ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE.
 
     ValueError if HF_ENDPOINT is no address: with some of those they cannot even be imported, which
@@ -140,7 +142,7 @@ class Hub:
     files are taken, once the first of them is there; until then the newest one, "main".
     """
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         self.where = name
         self.source = f"{name}, from the cache {constants().HF_HUB_CACHE}"
         # The cache may have the model under its new id only.
@@ -149,7 +151,7 @@ class Hub:
         self.revision = "main"
         self.downloaded = False
 
-    def find(self, *filenames):
+    def find(self, *filenames: str) -> Path | None:
         """The path of the first of these files that is cached or that the hub has, or None.
 
         A cached file goes before one to download, whatever their order.
@@ -163,7 +165,7 @@ class Hub:
                     return path
         return None
 
-    def download(self, repo, revision, filename):
+    def download(self, repo: str, revision: str, filename: str) -> Path | None:
         """The path of the file, fetched and checked; None if the model has no such file."""
         # It is not cached, so this is a note that the hub has no such file, from an earlier visit.
         if huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision):
@@ -178,26 +180,29 @@ class Hub:
         return path
 
 
-def cached(repo, revision, filename):
+Files = Folder | Hub  # of a model; both have find, where and source
+
+
+def cached(repo: str, revision: str, filename: str) -> Path | None:
     """The path of the file in the cache, or None; no traffic."""
     # What comes back is a path, None, or an object that stands for "the hub has no such file".
     path = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
     return Path(path) if isinstance(path, str) else None
 
 
-def has_weights(repo):
+def has_weights(repo: str) -> bool:
     """Is there a weights file of this model in the cache?"""
     return any(cached(repo, "main", weights) for weights in WEIGHTS)
 
 
-def check_reachable(repo, filename):
+def check_reachable(repo: str, filename: str) -> None:
     """Unavailable if the hub does not answer a request for the file within PATIENCE seconds.
 
     huggingface_hub would find out too, but only after three times as long.
     """
     from huggingface_hub.utils import get_session
 
-    fault = f"no answer in {PATIENCE} s"
+    fault: BaseException | str | None = f"no answer in {PATIENCE} s"
 
     def ask():
         nonlocal fault
@@ -220,7 +225,7 @@ def check_reachable(repo, filename):
         raise unreachable(repo, filename, fault)
 
 
-def unreachable(repo, filename, reason):
+def unreachable(repo: str, filename: str, reason: BaseException | str) -> Unavailable:
     """The Unavailable for a hub that does not answer."""
     return Unavailable(
         f"{filename} of {repo} is not in the cache {constants().HF_HUB_CACHE}, and "
@@ -230,13 +235,14 @@ def unreachable(repo, filename, reason):
     )
 
 
-def fetch(repo, revision, filename):
+def fetch(repo: str, revision: str, filename: str) -> Path | None:  # type: ignore[return]
     """The path of the file, downloaded; None if the model has no such file.
 
     Unavailable if the download fails, and fails again where trying again can help.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    # The last try returns or raises, which a type checker cannot see.
     for tries_left in reversed(range(TRIES)):
         try:
             is_large = filename.endswith((".safetensors", ".bin", ".pt"))
@@ -250,7 +256,7 @@ def fetch(repo, revision, filename):
                 raise explain(error, repo, filename) from error
 
 
-def explain(error, repo, filename):
+def explain(error: Exception, repo: str, filename: str) -> Unavailable:
     """The Unavailable for an error of huggingface_hub: what it means, and what to do."""
     from huggingface_hub import errors
 
@@ -278,7 +284,7 @@ def explain(error, repo, filename):
     return unreachable(repo, filename, cause or error)
 
 
-def check_download(path):
+def check_download(path: Path) -> None:
     """Unavailable, and the file is gone, if its bytes are not those that the hub announced.
 
     huggingface_hub itself compares only the size.
@@ -287,7 +293,7 @@ def check_download(path):
     # Only a large file's blob is named by its sha256, and only where the cache can make links.
     if len(blob.name) != 64:
         return
-    digest = hashlib.sha256(numpy.memmap(path, mode="r")).hexdigest()
+    digest = hashlib.sha256(numpy.memmap(path, mode="r").data).hexdigest()
     if digest != blob.name:
         for file in (path, blob):
             file.unlink(missing_ok=True)
@@ -298,7 +304,7 @@ def check_download(path):
 
 
 @contextmanager
-def quiet(show_bar):
+def quiet(show_bar: bool) -> Iterator[None]:
     """Silence huggingface_hub's lines about retries, and its progress bar if not show_bar."""
     from huggingface_hub import utils
 

@@ -8,18 +8,29 @@ Sources: Radford et al. 2019 (GPT-2); the design of Karpathy's minGPT.
 """
 
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mingpt.common import AnyPath
 from mingpt.config import ACTIVATIONS, GPTConfig
-from mingpt.sites import SITES, Patch, as_patches, as_store  # noqa: F401, to be found here too
+from mingpt.sites import SITES as SITES
+from mingpt.sites import Activations, Patches, as_patches, as_store
+from mingpt.sites import Patch as Patch
 from mingpt.weights import without_masks
 
+if TYPE_CHECKING:  # bpe loads what downloads need, trainer imports this module
+    from mingpt.bpe import BPETokenizer
+    from mingpt.trainer import TrainerConfig
 
-def untouched(site, x):
+Tap = Callable[[str, Tensor], Tensor]
+
+
+def untouched(site: str, x: Tensor) -> Tensor:
     """The tap of a plain run."""
     return x
 
@@ -27,7 +38,7 @@ def untouched(site, x):
 class CausalSelfAttention(nn.Module):
     """Each token collects values from itself and the tokens before it, in H heads side by side."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         C = config.n_embd
         self.n_head = config.n_head
@@ -41,7 +52,7 @@ class CausalSelfAttention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
-    def forward(self, x, tap=untouched):
+    def forward(self, x: Tensor, tap: Tap = untouched) -> Tensor:
         q, k, v = self.c_attn(x).chunk(3, -1)  # (B,T,3C) -> 3 x (B,T,C)
         q = tap("q", self.split_heads(q))  # (B,T,C) -> (B,H,T,D)
         k = tap("k", self.split_heads(k))
@@ -60,11 +71,11 @@ class CausalSelfAttention(nn.Module):
         z = tap("z", z).transpose(1, 2).flatten(2)  # (B,H,T,D) -> (B,T,C), heads side by side again
         return tap("attn_out", self.resid_dropout(self.c_proj(z)))  # (B,T,C)
 
-    def split_heads(self, x):
+    def split_heads(self, x: Tensor) -> Tensor:
         """(...,T,C) -> (...,H,T,D)."""
         return x.unflatten(-1, (self.n_head, -1)).transpose(-3, -2)
 
-    def fused_attention(self, q, k, v):
+    def fused_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """z (B,H,T,D) without the pattern as a tensor of its own: faster, for training alone."""
         dropout = self.attn_dropout.p
         return F.scaled_dot_product_attention(
@@ -75,14 +86,14 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     """Each token by itself: 4C neurons read it, and write what they make of it."""
 
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.n_inner)
         self.c_proj = nn.Linear(config.n_inner, config.n_embd)
         self.activation = ACTIVATIONS[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x, tap=untouched):
+    def forward(self, x: Tensor, tap: Tap = untouched) -> Tensor:
         x = tap("mlp_pre", self.c_fc(x))  # (B,T,C) -> (B,T,4C)
         x = tap("mlp_post", self.activation(x))
         return tap("mlp_out", self.dropout(self.c_proj(x)))  # (B,T,4C) -> (B,T,C)
@@ -91,20 +102,20 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and the MLP each read the residual stream and add to it."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, tap=untouched):
+    def forward(self, x: Tensor, tap: Tap = untouched) -> Tensor:
         x = tap("resid_pre", x)  # (B,T,C)
         x = tap("resid_mid", x + self.attn(self.ln_1(x), tap))
         return tap("resid_post", x + self.mlp(self.ln_2(x), tap))
 
 
-def check_shape(idx):
+def check_shape(idx: Tensor) -> None:
     """ValueError if idx is no tensor of token ids (B,T)."""
     if not isinstance(idx, torch.Tensor):
         raise ValueError(
@@ -115,16 +126,26 @@ def check_shape(idx):
         raise ValueError(f"idx must be token ids (B, T), got {tuple(idx.shape)} of {idx.dtype}")
 
 
+class Transformer(nn.ModuleDict):
+    """The parts of a GPT by their names, which is all that this adds to nn.ModuleDict."""
+
+    wte: nn.Embedding  # of the tokens
+    wpe: nn.Embedding  # of the positions
+    drop: nn.Dropout
+    h: Sequence[Block]  # an nn.ModuleList
+    ln_f: nn.LayerNorm
+
+
 class GPT(nn.Module):
     """`GPT(config)` for a new model, `GPT.from_pretrained(name)` for a trained one."""
 
     @staticmethod
-    def get_default_config():
+    def get_default_config() -> GPTConfig:
         """A GPTConfig to fill in."""
         return GPTConfig()
 
     @classmethod
-    def from_pretrained(cls, name):
+    def from_pretrained(cls, name: AnyPath) -> "GPT":
         """The named model in eval mode, fp32, its tokenizer as `model.tokenizer` or None.
 
         name: gpt2, gpt2-medium ..., any hub id of a GPT-2, a folder, or `names`, the embedded
@@ -138,17 +159,17 @@ class GPT(nn.Module):
         with torch.device("meta"), pretrained.NoInit():
             model = cls(stored.config)
         model.load_state_dict(stored.weights, assign=True)
-        model.tokenizer = stored.tokenizer
+        model.tokenizer = stored.tokenizer  # type: ignore[assignment]  # see __init__
         model.name = os.fspath(name)
         model.source = files.source
         return model.eval()
 
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config = config.complete()
         self.block_size = config.block_size
         blocks = [Block(config, layer) for layer in range(config.n_layer)]
-        self.transformer = nn.ModuleDict(
+        self.transformer = Transformer(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
@@ -159,12 +180,14 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self._tie_embeddings()
-        self.tokenizer = None
-        self.name = None  # as given to from_pretrained
-        self.source = None  # where from_pretrained found it, one line
-        self.layer_activations = {}  # {layer: (B,T,C)}, of the last call that stored
-        self.activations = {}  # {site: {layer: tensor}}, of the last call that stored by site
-        self.last_token_logits = None  # (B,V), of the last call
+        # None where there is none. For type checkers these are what they nearly always are.
+        self.tokenizer: BPETokenizer = None  # type: ignore[assignment]
+        self.name: str | None = None  # as given to from_pretrained
+        self.source: str | None = None  # where from_pretrained found it, one line
+        self.layer_activations: dict[int, Tensor] = {}  # (B,T,C) each, of the last call that stored
+        self.activations: Activations = {}  # {site: {layer: tensor}}, of the last with sites
+        # (B,V), of the last call.
+        self.last_token_logits: Tensor = None  # type: ignore[assignment]
         self.apply(self._init_weights)
         # 2L branches add up in the residual stream: each starts smaller (GPT-2, section 2.3).
         for name, weight in self.named_parameters():
@@ -183,14 +206,16 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def load_state_dict(self, state_dict, strict=True, assign=False):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """nn.Module's; the mask buffers of older checkpoints are passed over."""
         weights = without_masks(state_dict)
         result = super().load_state_dict(weights, strict=strict, assign=assign)
         self._tie_embeddings()  # assign=True makes two parameters of the one
         return result
 
-    def configure_optimizers(self, train_config):
+    def configure_optimizers(self, train_config: "TrainerConfig") -> torch.optim.AdamW:
         """AdamW with weight decay on the matrices of linear layers alone.
 
         Biases, layer norms and embeddings have none; nor has an output matrix that is tied.
@@ -209,7 +234,13 @@ class GPT(nn.Module):
             groups, lr=train_config.learning_rate, betas=train_config.betas, fused=has_fused
         )
 
-    def forward(self, idx, targets=None, store_activations=False, patch_params=None):
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        store_activations: bool | Iterable[str] = False,
+        patch_params: Patches = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """(logits (B,T,V), loss) of token ids idx (B,T).
 
         The loss is None without targets (B,T), else the mean in nats over those that are not -1.
@@ -235,7 +266,12 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
-    def stream(self, idx, patches=(), stored=None):
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's own is of any function
+
+    def stream(
+        self, idx: Tensor, patches: Sequence[Patch] = (), stored: Activations | None = None
+    ) -> Tensor:
         """The residual stream after the last block, (B,T,C).
 
         patches: a list of Patch, which are put in. stored: {site: {}}, which is filled.
@@ -273,7 +309,14 @@ class GPT(nn.Module):
             raise ValueError(f"the ids must be 0 to {last}, got {idx.min()} to {idx.max()}")
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, do_sample=False, top_k=None):
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        do_sample: bool = False,
+        top_k: int | None = None,
+    ) -> Tensor:
         """idx (B,T) with max_new_tokens more: (B,T+max_new_tokens).
 
         Each new token is the most probable one, or with do_sample one drawn at this temperature,

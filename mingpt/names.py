@@ -9,6 +9,7 @@ is a pair (first, last); rng is a random.Random, which decides everything.
 """
 
 import re
+from random import Random
 
 from mingpt.hub import EMBEDDED
 
@@ -19,12 +20,12 @@ SECTIONS = dict(
 )
 
 
-def words_of(section):
+def words_of(section: str) -> list[str]:
     """The words of a section, a list."""
     return SECTIONS[section].split()
 
 
-def forms_of(section):
+def forms_of(section: str) -> list[str]:
     """The sentence forms of a section, a list: one a line."""
     return SECTIONS[section].strip().splitlines()
 
@@ -37,7 +38,7 @@ FIRST = words_of("first")
 LAST = words_of("last")
 
 
-def held_out_combination(first, last):
+def held_out_combination(first: str, last: str) -> bool:
     """True for the fifth of all combinations that training never sees."""
     # Among them are those of the experiment's default texts.
     if first in ("Michelle", "Jessica") and last in ("Jones", "Smith"):
@@ -45,7 +46,7 @@ def held_out_combination(first, last):
     return (7 * FIRST.index(first) + 3 * LAST.index(last)) % 5 == 0
 
 
-def pick_form(rng, forms, held_out=False):
+def pick_form(rng: Random, forms: list[str], held_out: bool = False) -> str:
     """One of the forms, held out or not, its slots filled with words."""
     candidates = [form for form in forms if form.startswith("*") == held_out]
     form = rng.choice(candidates).lstrip("*")
@@ -55,7 +56,7 @@ def pick_form(rng, forms, held_out=False):
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)
 
 
-def pick_person(rng, held_out=False):
+def pick_person(rng: Random, held_out: bool = False) -> tuple[str, str]:
     """A person whose combination of names is held out or not."""
     while True:
         person = rng.choice(FIRST), rng.choice(LAST)
@@ -63,7 +64,7 @@ def pick_person(rng, held_out=False):
             return person
 
 
-def tell(form, person, rng=None):
+def tell(form: str, person: tuple[str, str], rng: Random | None = None) -> str:
     """The sentence with the person's name in it; with an rng, one time in ten the first alone."""
     first, last = person
 
@@ -75,7 +76,7 @@ def tell(form, person, rng=None):
     return re.sub(r"\bN\b", name, form)
 
 
-def passage(rng):
+def passage(rng: Random) -> str:
     """A training passage: one to three people are introduced, then come back again and again."""
     count = rng.choice((1, 1, 1, 2, 2, 3))
     people = [pick_person(rng) for _ in range(count)]
@@ -91,7 +92,7 @@ def passage(rng):
     return " ".join(sentences)
 
 
-def held_out_pair(rng):
+def held_out_pair(rng: Random) -> tuple[str, str, str, str]:
     """(clean, corrupted, clean answer, corrupted answer), all texts.
 
     clean and corrupted end where a person's last name is due, and differ in that name alone.

@@ -9,17 +9,22 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mingpt import hub
 from mingpt.bpe import END_OF_TEXT, BPETokenizer
-from mingpt.common import atomic_write, read_json
+from mingpt.common import AnyPath, atomic_write, read_json
 from mingpt.config import GPTConfig
 from mingpt.weights import read_weights, stored_weights
+
+if TYPE_CHECKING:  # it imports this module
+    from mingpt.model import GPT
 
 # These sizes have the same names in config.json and in GPTConfig; n_positions is block_size there.
 SAME_NAMES = ("n_layer", "n_head", "n_embd", "n_inner", "vocab_size")
@@ -47,11 +52,11 @@ class Pretrained:
     """
 
     config: GPTConfig
-    weights: dict  # {name: tensor}, as GPT.load_state_dict takes them
+    weights: dict[str, Tensor]  # as GPT.load_state_dict takes them
     tokenizer: BPETokenizer | None
 
 
-def read(files):
+def read(files: hub.Files) -> Pretrained:
     """The Pretrained of a model's files, a hub.Folder or hub.Hub.
 
     hub.Unavailable if it is not cached, and the hub is unreachable or does not know it;
@@ -64,22 +69,22 @@ def read(files):
     return Pretrained(config, weights, tokenizer)
 
 
-def find_and_read(name):
+def find_and_read(name: AnyPath) -> tuple[hub.Files, Pretrained]:
     """The files that a name stands for, and the Pretrained of them; errors as `read` has them."""
     while True:
         files = hub.find_model(name)
         try:
             return files, read(files)
         except ValueError:
+            if not isinstance(files, hub.Folder):
+                raise
             # A run that is still going on has removed this checkpoint: it has a newer one.
-            is_of_run = (
-                isinstance(files, hub.Folder) and files.path.parent == Path(name).expanduser()
-            )
+            is_of_run = files.path.parent == Path(name).expanduser()
             if not is_of_run or files.path.exists():
                 raise
 
 
-def required(files, *filenames):
+def required(files: hub.Files, *filenames: str) -> Path:
     """The path of the first of these files; ValueError if there is none."""
     path = files.find(*filenames)
     if path is None:
@@ -90,7 +95,7 @@ def required(files, *filenames):
     return path
 
 
-def read_config(path):
+def read_config(path: Path) -> GPTConfig:
     """The GPTConfig of a config.json; ValueError, naming the field, for another kind of model."""
     fields = read_json(path)
     try:
@@ -104,7 +109,7 @@ def read_config(path):
         raise ValueError(f"{path}: {reason}") from error
 
 
-def check_architecture(fields):
+def check_architecture(fields: Any) -> None:
     """ValueError if the fields of config.json are not those of a plain GPT-2."""
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type != "gpt2":
@@ -119,7 +124,7 @@ def check_architecture(fields):
             )
 
 
-def read_options(fields):
+def read_options(fields: dict[str, Any]) -> dict[str, Any]:
     """{name: value} of the options in config.json, which GPTConfig has under the same names.
 
     ValueError for a value of another type: GPTConfig itself checks only the sizes.
@@ -138,7 +143,7 @@ def read_options(fields):
     return options
 
 
-def read_tokenizer(files, vocab_size):
+def read_tokenizer(files: hub.Files, vocab_size: int) -> BPETokenizer | None:
     """The BPETokenizer of a model's files (a hub.Folder or hub.Hub); None if they have none at all.
 
     ValueError where files are missing or broken, or the ids go beyond the model's vocab_size.
@@ -180,7 +185,7 @@ class NoInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def save(model, folder, dtype=torch.float32):
+def save(model: "GPT", folder: AnyPath, dtype: torch.dtype = torch.float32) -> None:
     """Write the model into the folder in the hub's layout, which transformers reads too.
 
     The folder may exist. No file is ever there in part: a run that is killed while it writes a
@@ -207,7 +212,7 @@ def save(model, folder, dtype=torch.float32):
                 Path(folder, name).unlink(missing_ok=True)
 
 
-def settings_of(model, dtype):
+def settings_of(model: "GPT", dtype: torch.dtype) -> dict[str, Any]:
     """The fields of config.json: the model's configuration, and what transformers asks for."""
     number_format = str(dtype).removeprefix("torch.")
     fields = {

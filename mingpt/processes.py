@@ -6,11 +6,15 @@ torchrun or srun starts them, watches over them and starts them again; nothing o
 import atexit
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+
+Work = TypeVar("Work", list[Any], Tensor)
 
 
 @dataclass
@@ -21,16 +25,16 @@ class Process:
     count: int
     local_rank: int  # among those on this machine: the number of its GPU
 
-    def own(self, work):
+    def own(self, work: Work) -> Work:
         """The part of a list, or of a tensor's rows, that this process does."""
         return work[self.rank :: self.count]
 
-    def own_device(self, name):
+    def own_device(self, name: str) -> str:
         """cuda as this process's own GPU, where there are several; else the name as it is."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.count > 1 else name
 
 
-def this_process(shard=None):
+def this_process(shard: str | None = None) -> Process:
     """The Process that a launcher, or `shard` = "i/n" with i from 0, says that this is.
 
     Launchers: torchrun, and SLURM's srun. Without any it is the only one.
@@ -51,7 +55,7 @@ def this_process(shard=None):
     return Process(0, 1, 0)
 
 
-def join(process, device):
+def join(process: Process, device: str) -> None:
     """Let this process talk to the others, over gloo, or on GPUs nccl.
 
     ValueError where they cannot find each other: only torchrun says where.
@@ -71,7 +75,7 @@ def join(process, device):
 
 
 @contextmanager
-def first_alone(process):
+def first_alone(process: Process) -> Iterator[None]:
     """The first process goes through the block before the others do."""
     if process.rank:
         distributed.barrier()
@@ -80,7 +84,7 @@ def first_alone(process):
         distributed.barrier()
 
 
-def add_up(process, value):
+def add_up(process: Process, value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, the same for each."""
     if process.count > 1:
         distributed.all_reduce(value)

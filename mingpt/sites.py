@@ -6,7 +6,7 @@ Each site is one line tap(site, tensor) in model.py.
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Patch(NamedTuple):
     head: int | None = None
 
     @property
-    def index(self):
+    def index(self) -> tuple[int | slice, ...]:  # type: ignore[override]  # hides a tuple's
         """What it replaces, as an index into the site's tensor."""
         position = slice(None) if self.position is None else self.position
         if self.site not in SITES_WITH_HEADS:
@@ -49,7 +49,7 @@ class Patch(NamedTuple):
         head = slice(None) if self.head is None else self.head
         return slice(None), head, position
 
-    def check(self, n_layer, n_head, T):
+    def check(self, n_layer: int, n_head: int, T: int) -> None:
         """ValueError, with the right ones, if there is no such site, layer, head or position."""
         check_site(self.site)
         # type() and not isinstance: True and False are no numbers here.
@@ -90,7 +90,7 @@ class Patch(NamedTuple):
             if not range(T)[position]:
                 raise ValueError(f"{position} selects none of the input's positions 0 to {T - 1}")
 
-    def apply(self, x):
+    def apply(self, x: Tensor) -> Tensor:
         """x with the patch in it, a new tensor.
 
         ValueError if the activation is no tensor or does not fit.
@@ -119,13 +119,13 @@ OnePatch = Patch | tuple[int, Position, Replacement]
 Patches = OnePatch | Iterable[OnePatch] | None
 
 
-def check_site(site):
+def check_site(site: str) -> None:
     """ValueError, saying what the sites are, if there is none of that name."""
     if site not in SITES:
         raise ValueError(f"no site {site!r}; the sites are {', '.join(SITES)}")
 
 
-def as_patches(patch_params):
+def as_patches(patch_params: Patches) -> list[Patch]:
     """A list of Patch of what a caller may give: None, one patch or triple, or a list of them.
 
     Numbers of NumPy and PyTorch become ints. ValueError if it is none of these.
@@ -133,12 +133,12 @@ def as_patches(patch_params):
     if patch_params is None:
         return []
     # One patch and a tuple of patches are both tuples, but a patch does not begin with a tuple.
-    is_tuple = isinstance(patch_params, tuple)
-    holds_patches = is_tuple and patch_params and isinstance(patch_params[0], tuple)
-    if is_tuple and not holds_patches:
-        patch_params = [patch_params]
+    is_one = isinstance(patch_params, tuple) and not (
+        patch_params and isinstance(patch_params[0], tuple)
+    )
+    given: Any = [patch_params] if is_one else patch_params
     try:
-        patches = [Patch(*patch) for patch in patch_params]
+        patches = [Patch(*patch) for patch in given]
     except TypeError as error:
         raise ValueError(
             "patch_params must be (layer, position, activation), a Patch, or a list of them"
@@ -150,7 +150,7 @@ def as_patches(patch_params):
     ]
 
 
-def as_int(number):
+def as_int(number: Any) -> Any:
     """An integer of NumPy or PyTorch as Python's; anything else as it is, for a check to judge."""
     if isinstance(number, bool):
         return number
@@ -160,7 +160,7 @@ def as_int(number):
         return number
 
 
-def as_store(store_activations):
+def as_store(store_activations: bool | Iterable[str]) -> Activations:
     """What a run fills: {} for False, else {site: {}} with resid_post and the sites asked for.
 
     store_activations: False, True, a site or a collection of sites; else ValueError.

@@ -10,13 +10,17 @@ calls the callbacks and writes.
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mingpt import checkpointing, pretrained, processes
 from mingpt.common import check_device, progress_bar
@@ -38,7 +42,7 @@ class TrainerConfig:
     # A batch goes through the model in so many parts, to save memory; the gradient is the same.
     accumulation: int = 1
     learning_rate: float = 3e-4
-    betas: tuple = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     grad_norm_clip: float = 1.0
     # Steps in which the rate rises in a line from 0 to learning_rate.
@@ -54,15 +58,18 @@ class TrainerConfig:
     checkpoint_dir: str | None = None
     checkpoint_interval: int = 1000
     # Steps whose models stay as well; 0 is the untrained model.
-    kept_steps: tuple = ()
+    kept_steps: tuple[int, ...] = ()
 
 
-def draw_batches(size, batch_size, seed, start=0):
+def draw_batches(size: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
     """Endless batches of dataset indices, drawn with replacement, from batch number start on."""
     for step in count(start):
         # The factor keeps neighbouring seeds apart; the generator takes 32 bits.
         generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**32)
         yield torch.randint(size, (batch_size,), generator=generator).tolist()
+
+
+Callback = Callable[["Trainer"], object]
 
 
 class Trainer:
@@ -77,17 +84,23 @@ class Trainer:
     iter_num = 0
     iter_dt = 0.0
     seconds = 0.0
-    loss = None
-    eval_loss = None
+    loss: Tensor | None = None
+    eval_loss: float | None = None
     # When the last step ended; whether resume has read a checkpoint.
     iter_time = 0.0
     resumed = False
 
     @staticmethod
-    def get_default_config():
+    def get_default_config() -> TrainerConfig:
         return TrainerConfig()
 
-    def __init__(self, config, model, train_dataset, eval_dataset=None):
+    def __init__(
+        self,
+        config: TrainerConfig,
+        model: GPT,
+        train_dataset: Dataset[Any],
+        eval_dataset: Dataset[Any] | None = None,
+    ):
         if config.final_learning_rate is not None and config.max_iters is None:
             raise ValueError("a cosine to final_learning_rate ends at max_iters; set it")
         if config.eval_interval and eval_dataset is None:
@@ -109,38 +122,39 @@ class Trainer:
         processes.join(self.process, self.device)
         # To its device first: the optimizer chooses its implementation by it.
         self.model = model.to(self.device)
-        self.optimizer = model.configure_optimizers(config)
+        self.optimizer: torch.optim.Optimizer = self.model.configure_optimizers(config)
         # It averages the gradients of all processes while they are computed.
-        self.parallel = DistributedDataParallel(model) if self.process.count > 1 else model
-        self.callbacks = defaultdict(list)
-        self.history = []
+        self.parallel: Any = DistributedDataParallel(model) if self.process.count > 1 else model
+        self.callbacks: dict[str, list[Callback]] = defaultdict(list)
+        self.history: list[Any] = []
 
-    def add_callback(self, onevent, callback):
+    def add_callback(self, onevent: str, callback: Callback) -> None:
         self.callbacks[onevent].append(callback)
 
-    def set_callback(self, onevent, callback):
+    def set_callback(self, onevent: str, callback: Callback) -> None:
         """Put this one in the place of all others of the event."""
         self.callbacks[onevent] = [callback]
 
-    def trigger_callbacks(self, onevent):
+    def trigger_callbacks(self, onevent: str) -> None:
         """Call them in the order in which they were added."""
         for callback in self.callbacks[onevent]:
             callback(self)
 
-    def learning_rate(self):
+    def learning_rate(self) -> float:
         """The schedule's value for the coming step: a line up, then a half cosine down."""
         config = self.config
         if self.iter_num < config.warmup_iters:
             return config.learning_rate * (self.iter_num + 1) / config.warmup_iters
         if config.final_learning_rate is None:
             return config.learning_rate
-        steps = max(1, config.max_iters - config.warmup_iters)
+        # __init__ has seen to it that there are max_iters.
+        steps = max(1, config.max_iters - config.warmup_iters)  # type: ignore[operator]
         progress = (self.iter_num - config.warmup_iters) / steps  # from 0 to 1
         height = (1 + math.cos(math.pi * progress)) / 2  # from 1 to 0
         fall = config.learning_rate - config.final_learning_rate
         return config.final_learning_rate + fall * height
 
-    def run(self):
+    def run(self) -> None:
         """Train from iter_num to max_iters; with a checkpoint_dir it ends with a checkpoint.
 
         The model is in train mode afterwards. ValueError where the loss or a gradient is no number,
@@ -148,13 +162,13 @@ class Trainer:
         """
         config = self.config
         is_fresh = self.iter_num == 0 and not self.resumed
-        is_writer = config.checkpoint_dir and not self.process.rank
-        if is_writer and is_fresh and steps_in(config.checkpoint_dir):
+        # The first process alone writes.
+        folder = None if self.process.rank else config.checkpoint_dir
+        if folder and is_fresh and steps_in(folder):
             raise ValueError(
-                f"{config.checkpoint_dir} has another run's checkpoints; "
-                "call resume(), or take another folder"
+                f"{folder} has another run's checkpoints; call resume(), or take another folder"
             )
-        with checkpointing.locked(config.checkpoint_dir) if is_writer else nullcontext():
+        with checkpointing.locked(folder) if folder else nullcontext():
             self._run()
 
     def _run(self):
@@ -279,7 +293,7 @@ class Trainer:
             self.save_checkpoint()
 
     @torch.no_grad()
-    def evaluate(self):
+    def evaluate(self) -> float:
         """Mean loss in nats over eval_batches batches of eval_dataset, the same ones each time."""
         was_training = self.model.training
         self.model.eval()
@@ -287,11 +301,11 @@ class Trainer:
         losses = []
         for x, y in islice(batches, self.config.eval_batches):
             _, loss = self.model(x, y)
-            losses.append(loss.item())
+            losses.append(loss.item())  # type: ignore[union-attr]  # with y there is one
         self.model.train(was_training)
         return sum(losses) / len(losses)
 
-    def save_checkpoint(self):
+    def save_checkpoint(self) -> None:
         """Write checkpoint_dir/step-N, from which resume goes on; of older ones the newest stays.
 
         Without a checkpoint_dir there is nothing to do.
@@ -299,15 +313,15 @@ class Trainer:
         if self.config.checkpoint_dir and not self.process.rank:
             checkpointing.save(self)
 
-    def write_model(self, folder):
+    def write_model(self, folder: Path) -> None:
         """Write what is trained into a new folder, a checkpoint."""
         pretrained.save(self.model, folder)
 
-    def read_model(self, folder):
+    def read_model(self, folder: Path) -> None:
         """Put what write_model wrote back in its place."""
         self.model.load_state_dict(GPT.from_pretrained(folder).state_dict())
 
-    def resume(self):
+    def resume(self) -> bool:
         """Go on from the newest whole checkpoint in checkpoint_dir; False if there is none.
 
         ValueError if there are some, and all are damaged.

@@ -5,11 +5,19 @@ Files name the weights with or without "transformer." in front, and keep the lin
 """
 
 import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from mingpt.common import reading
+from mingpt.config import GPTConfig
+
+if TYPE_CHECKING:  # it imports this module
+    from mingpt.model import GPT
 
 # The linear weights, which files hold as (in, out), the model's nn.Linear as (out, in).
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -18,8 +26,10 @@ OUTPUT = "lm_head.weight"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers in older checkpoints, not weights
 
+Shapes = dict[str, tuple[int, ...]]  # {name of a weight: its shape}
 
-def read_file(path):
+
+def read_file(path: Path) -> dict[str, Tensor]:
     """{name: tensor} as the file has them, memory-mapped, so that nothing is read twice.
 
     A .bin is read as plain tensors, never as code. ValueError if the file is not whole.
@@ -40,12 +50,12 @@ def read_file(path):
     return weights
 
 
-def stored_shapes(config):
+def stored_shapes(config: GPTConfig) -> Shapes:
     """{name: shape} of all weights of a GPT-2 as its files hold them, linear weights (in, out)."""
     C = config.n_embd
     M = config.n_inner  # width of the MLP
     # c_attn makes the queries, keys and values of all heads in one product, so its width is 3C.
-    block = {
+    block: Shapes = {
         "ln_1": (C,),
         "attn.c_attn": (C, 3 * C),
         "attn.c_proj": (C, C),
@@ -53,10 +63,10 @@ def stored_shapes(config):
         "mlp.c_fc": (C, M),
         "mlp.c_proj": (M, C),
     }
-    with_bias = {"ln_f": (C,)}
+    with_bias: Shapes = {"ln_f": (C,)}
     for layer in range(config.n_layer):
         with_bias |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    shapes = {
+    shapes: Shapes = {
         EMBEDDING: (config.vocab_size, C),
         "transformer.wpe.weight": (config.block_size, C),
         OUTPUT: (config.vocab_size, C),
@@ -67,7 +77,7 @@ def stored_shapes(config):
     return shapes
 
 
-def read_weights(path, config):
+def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     """The weights of a file as GPT.load_state_dict takes them, {name: tensor}, in fp32.
 
     ValueError if the file is not whole, or, naming the weight, if one is missing, unknown, there
@@ -97,7 +107,7 @@ def read_weights(path, config):
     return {name: transpose_linear(name, weight) for name, weight in fitted.items()}
 
 
-def fit_weights(weights, shapes):
+def fit_weights(weights: dict[str, Tensor], shapes: Shapes) -> tuple[dict[str, Tensor], list[str]]:
     """({name: tensor} in fp32 under the names of `shapes`, what is wrong as a list of texts)."""
     fitted = {}
     faults = []
@@ -120,7 +130,7 @@ def fit_weights(weights, shapes):
     return fitted, faults
 
 
-def find_misfit(weight, shape):
+def find_misfit(weight: Tensor, shape: tuple[int, ...]) -> str | None:
     """What of a weight, but for its values, is not as this model needs it, a text; or None."""
     # What is no float here is sparse, or a code that needs its own decoder.
     is_plain = weight.layout is torch.strided and weight.device.type == "cpu"
@@ -132,17 +142,17 @@ def find_misfit(weight, shape):
     return None
 
 
-def is_finite(weight):
+def is_finite(weight: Tensor) -> bool:
     """Are all values finite? A finite sum has only finite terms, and is quicker to have."""
-    return weight.sum().isfinite() or weight.isfinite().all()
+    return bool(weight.sum().isfinite() or weight.isfinite().all())
 
 
-def transpose_linear(name, weight):
+def transpose_linear(name: str, weight: Tensor) -> Tensor:
     """A linear weight turned from (in, out) to (out, in) or back; any other as it is."""
     return weight.t() if name.endswith(CONV1D) else weight
 
 
-def stored_weights(model, dtype):
+def stored_weights(model: "GPT", dtype: torch.dtype) -> dict[str, Tensor]:
     """{name: tensor} of the model as its file holds them, linear weights (in, out)."""
     weights = {}
     for name, weight in model.state_dict().items():
@@ -153,6 +163,6 @@ def stored_weights(model, dtype):
     return weights
 
 
-def without_masks(weights):
+def without_masks(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict without the mask buffers that older checkpoints have beside the weights."""
     return {name: weight for name, weight in weights.items() if not name.endswith(MASKS)}
