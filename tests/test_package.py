@@ -71,3 +71,18 @@ def test_the_version_is_the_one_of_the_changes_and_of_the_citation():
     assert mingpt.__version__ in (number, f"{number}.0")
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {mingpt.__version__}\ndate-released: {date}\n" in citation
+
+
+def test_the_workflow_installs_with_every_python_and_runs_what_the_gate_runs():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    versions = re.findall(r'"Programming Language :: Python :: (.*)"', SETTINGS)
+    assert f'requires-python = ">={versions[0]}"' in SETTINGS
+    (pythons,) = re.findall(r"^ +python: \[(.*)\]$", workflow, re.M)
+    assert pythons == ", ".join(f'"{version}"' for version in versions)
+    assert "run: .ci/run\n" in workflow
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("install -q", "install")
+    for command in (
+        "pip install -r requirements.txt -r tests/requirements.txt",
+        "python -m pytest",
+    ):
+        assert command in workflow and command in gate
