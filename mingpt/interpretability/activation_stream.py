@@ -6,16 +6,21 @@ round. Round r follows from (seed, r) alone, so that a run that was stopped fill
 and goes on, and nothing of it is stored.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from mingpt import processes
 from mingpt.bpe import END_OF_TEXT
 from mingpt.interpretability import runs
 from mingpt.interpretability.autoencoder_config import AUTOENCODER_SITES, width_at
 from mingpt.interpretability.autoencoders import as_vectors
+from mingpt.interpretability.inputs import tokenizer_of
 from mingpt.interpretability.patched_models import with_parts
+from mingpt.model import GPT
+from mingpt.sites import Activations
 from mingpt.trainer import draw_batches
 
 AT_ONCE = 8192  # tokens that go through the model at once
@@ -36,7 +41,7 @@ class StreamConfig:
     beginning_token: bool = False  # the end of text stands before each row, as its first token
     seed: int = 0  # of the rows and of their order
 
-    def check(self, model):
+    def check(self, model: GPT) -> None:
         """ValueError if the model has no such place, or takes no such rows."""
         if self.site not in AUTOENCODER_SITES:
             raise ValueError(
@@ -60,9 +65,9 @@ class StreamConfig:
         runs.check_model(model)
 
 
-def up_to(model, layer):
+def up_to(model: GPT, layer: int) -> GPT:
     """The model without the blocks above the layer; its weights are the same tensors."""
-    blocks = model.transformer.h[: layer + 1]
+    blocks = nn.ModuleList(model.transformer.h[: layer + 1])
     return with_parts(model, transformer=with_parts(model.transformer, h=blocks))
 
 
@@ -74,18 +79,18 @@ class ActivationStream:
     ValueError if they have too few tokens for one row.
     """
 
-    def __init__(self, model, config, texts):
+    def __init__(self, model: GPT, config: StreamConfig, texts: list[str]):
         config.check(model)
         self.model = up_to(model, config.layer)
         self.config = config
         self.width = width_at(model, config.site)
         self.process = processes.this_process()
-        tokenizer = model.tokenizer
+        tokenizer = tokenizer_of(model)
         text = END_OF_TEXT.join(texts)
         self.ids = torch.tensor(tokenizer.encode(text, allow_special=True))
         self.end_of_text = tokenizer.n_vocab - 1
         self.starts = self._find_starts(len(texts))
-        self.newest = None, None  # (round, its activations), of the last fill
+        self.newest: tuple[int, Tensor] | None = None  # (round, its activations), the last fill
 
     def _find_starts(self, texts):
         """(S,): where in ids a row may begin, of so many texts."""
@@ -102,7 +107,7 @@ class ActivationStream:
         starts = torch.cat((torch.zeros(1, dtype=torch.long), ends + 1))
         return starts[starts <= last]
 
-    def rows(self, starts):
+    def rows(self, starts: Tensor) -> Tensor:
         """Token ids (R,T) of the rows that begin at these places of ids."""
         config = self.config
         offsets = torch.arange(config.context - config.beginning_token)
@@ -112,24 +117,24 @@ class ActivationStream:
         return torch.cat((torch.full_like(rows[:, :1], self.end_of_text), rows), 1)
 
     @torch.no_grad()
-    def activations(self, rows):
+    def activations(self, rows: Tensor) -> Tensor:
         """(R,T-skipped,d) of token ids (R,T)."""
         config = self.config
         device = self.model.lm_head.weight.device
         found = []
         for part in rows.split(max(1, AT_ONCE // config.context)):
-            stored = {config.site: {}}
+            stored: Activations = {config.site: {}}
             runs.run(self.model, part.to(device), stored=stored)
             x = stored[config.site][config.layer]
             found.append(as_vectors(x, config.site)[:, config.skipped :])
         return torch.cat(found)
 
-    def round(self, number):
+    def round(self, number: int) -> Tensor:
         """(N,d): the activations of one round in random order, a batch times `batches` of them.
 
         Of several processes each runs a part of the rows and gets the activations of all.
         """
-        if self.newest[0] == number:
+        if self.newest and self.newest[0] == number:
             return self.newest[1]
         config = self.config
         needed = config.tokens * config.batches
@@ -137,7 +142,7 @@ class ActivationStream:
         count = -(-needed // by_row)  # rounded up
         drawn = next(draw_batches(len(self.starts), count, config.seed, number))
         # Freed before the next one is made: two of them would be twice the memory.
-        self.newest = None, None
+        self.newest = None
         own = self.activations(self.rows(self.starts[self.process.own(drawn)]))
         x = own
         if self.process.count > 1:
@@ -150,7 +155,7 @@ class ActivationStream:
         self.newest = number, x.flatten(0, 1)[order.to(x.device)]
         return self.newest[1]
 
-    def from_batch(self, number):
+    def from_batch(self, number: int) -> Iterator[Tensor]:
         """Endless batches (tokens,d), from batch number `number` on."""
         config = self.config
         while True:

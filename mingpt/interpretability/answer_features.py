@@ -14,9 +14,12 @@ from torch import Tensor
 
 from mingpt.common import progress_bar
 from mingpt.interpretability import partial_runs, readout, runs
-from mingpt.interpretability.autoencoders import as_vectors, from_vectors
+from mingpt.interpretability.autoencoder_config import AutoencoderConfig
+from mingpt.interpretability.autoencoders import Autoencoder, as_vectors, from_vectors
 from mingpt.interpretability.features import check_fits, encode_text, site_vectors
-from mingpt.interpretability.inputs import answer_ids, encode_pair, token_texts
+from mingpt.interpretability.inputs import Answer, Text, answer_ids, encode_pair, token_texts
+from mingpt.model import GPT
+from mingpt.sites import Activations
 
 SHOWN = 20  # lines of a table
 
@@ -28,7 +31,7 @@ class AnswerFeatures:
     The strongest first, by `exact`; positive = it supports the answer.
     """
 
-    tokens: list  # T texts
+    tokens: list[str]  # T texts
     position: Tensor  # (F,)
     feature: Tensor  # (F,)
     activation: Tensor  # (F,)
@@ -49,15 +52,15 @@ class AnswerFeatures:
 
 
 def answer_features(
-    model,
-    autoencoder,
-    text,
-    answer,
-    other=None,
-    corrupted=None,
-    beginning=None,
-    max_tokens=4096,
-):
+    model: GPT,
+    autoencoder: Autoencoder,
+    text: Text,
+    answer: Answer,
+    other: Answer = None,
+    corrupted: Text | None = None,
+    beginning: bool | None = None,
+    max_tokens: int = 4096,
+) -> AnswerFeatures:
     """AnswerFeatures of logit(answer) [- logit(other)] at the last position.
 
     text: one, or ids (1,T). corrupted: a text of as many tokens, whose value of a feature is put in
@@ -166,7 +169,9 @@ def _patched_ends(model, autoencoder, ids, x, cells, times, max_tokens):
     return torch.cat(ends)
 
 
-def ends_at(model, config, base, position, new):
+def ends_at(
+    model: GPT, config: AutoencoderConfig, base: Activations, position: int, new: Tensor
+) -> Tensor:
     """(R,C): final residual vectors, before ln_f, of runs with new (R,d) at the site at a position.
 
     base: the intact run, of partial_runs.base_sites(config.site) and attn_out.

@@ -9,16 +9,33 @@ Sources: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits),
 
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mingpt.common import AnyPath
 from mingpt.interpretability import figures, readout, runs, web_pages
-from mingpt.interpretability.attention_explanation import explain_attention  # noqa: F401
+from mingpt.interpretability.attention_explanation import explain_attention as explain_attention
 from mingpt.interpretability.attention_figure import draw_patterns
-from mingpt.interpretability.inputs import check_head, encode, encode_one, text_of, token_texts
+from mingpt.interpretability.composition import composition_scores as composition_scores
+from mingpt.interpretability.inputs import (
+    Head,
+    Inputs,
+    Text,
+    check_head,
+    encode,
+    encode_one,
+    text_of,
+    token_texts,
+)
 from mingpt.interpretability.reports import name_model
+from mingpt.interpretability.web_pages import Page
+from mingpt.model import GPT
+
+if TYPE_CHECKING:  # it loads matplotlib
+    from mingpt.interpretability.notebook_figure import Figure
 
 KINDS = (
     "previous_token duplicate_token induction first_token current_token positional delimiter"
@@ -38,7 +55,7 @@ MAX_WEIGHTS = 20_000_000  # in one picture or page
 
 
 @torch.no_grad()
-def extract_attention(model, text):
+def extract_attention(model: GPT, text: Text) -> Tensor:
     """pattern (L,H,T,T), probabilities; rows are queries and sum to 1.
 
     text: one text, or ids (1,T). Cost: 1 pass.
@@ -48,12 +65,16 @@ def extract_attention(model, text):
     return torch.cat(list(patterns.values()))  # L x (1,H,T,T) -> (L,H,T,T)
 
 
-def plot_attention_head(model, text, layer, head, save_path=None):
+def plot_attention_head(
+    model: GPT, text: Text, layer: int, head: int, save_path: AnyPath | None = None
+) -> "Figure | Page":
     """plot_all_heads of one head alone: rows are queries, columns keys."""
     return plot_all_heads(model, text, save_path, (layer, head))
 
 
-def plot_all_heads(model, text, save_path=None, only=None):
+def plot_all_heads(
+    model: GPT, text: Text, save_path: AnyPath | None = None, only: Head | None = None
+) -> "Figure | Page":
     """The matplotlib Figure of every head's pattern, layers down, heads across.
 
     only: (layer, head), to draw that one alone. save_path: .png, .svg, .pdf write the figure; .html
@@ -62,8 +83,8 @@ def plot_all_heads(model, text, save_path=None, only=None):
     """
     if save_path:
         figures.check_output(save_path, (*figures.SUFFIXES, ".html"))
-    if str(save_path).endswith(".html"):
-        return web_pages.save_page("attention", page_data(model, text, only), save_path)
+        if str(save_path).endswith(".html"):
+            return web_pages.save_page("attention", page_data(model, text, only), save_path)
     ids = encode_one(model, text)
     patterns, heads = _named_patterns(model, ids, only)
     shown = f"head {heads[0]}" if only else "every head, as layer.head"
@@ -72,7 +93,7 @@ def plot_all_heads(model, text, save_path=None, only=None):
     return figures.shown(figure, save_path)
 
 
-def page_data(model, text, only=None):
+def page_data(model: GPT, text: Text, only: Head | None = None) -> dict[str, Any]:
     """What a page shows of plot_all_heads: a dict of texts, names, and weights to 0.001."""
     ids = encode_one(model, text)
     patterns, heads = _named_patterns(model, ids, only)
@@ -122,7 +143,7 @@ class AttentionStats:
     largest: Tensor  # the largest weight of all, the first query's left out
 
 
-def compute_attention_stats(model, text):
+def compute_attention_stats(model: GPT, text: Text) -> AttentionStats:
     """The AttentionStats of one text. Cost: 1 pass."""
     pattern = extract_attention(model, text)  # (L,H,T,T)
     # In bf16 a sum over many weights would keep two digits.
@@ -145,13 +166,13 @@ def compute_attention_stats(model, text):
 
 
 def find_attention_patterns(
-    model,
-    dataset=None,
-    thresholds=THRESHOLDS,
-    measure=None,
-    exclude_bos=False,
-    exclude_current_token=False,
-):
+    model: GPT,
+    dataset: Inputs | None = None,
+    thresholds: dict[str, float] | float = THRESHOLDS,
+    measure: str | None = None,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+) -> dict[str, list[tuple[int, int, float]]]:
     """{kind: [(layer, head, score), ...]}: heads at or above the threshold, the highest first.
 
     dataset: a text, texts of any lengths, or ids (B,T); None: 8 rows of up to 50 different random
@@ -173,7 +194,7 @@ def find_attention_patterns(
         dataset = _repeated_tokens(model, generator)
     measure = measure or ("mean" if is_random else "mul")
 
-    scores = {kind: [] for kind in KINDS}  # (L,H) of each text
+    scores: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}  # (L,H) of each text
     for ids in _rows(model, dataset):  # (1,T)
         counted = _counted_weights(ids, exclude_bos, exclude_current_token)  # (T,T)
         pattern = extract_attention(model, ids) * counted  # (L,H,T,T)
@@ -256,10 +277,10 @@ def _expected_keys(ids, tokens):
 def _delimiter_pairs(tokens):
     """[(closing position, opening position)], matched as in writing, the innermost first."""
     pairs = []
-    unclosed = {}  # {opening character: its positions}
+    unclosed: dict[str, list[int]] = {}  # {opening character: its positions}
     for position, token in enumerate(tokens):
         for character in token:
-            open_positions = unclosed.get(DELIMITERS.get(character))
+            open_positions = unclosed.get(DELIMITERS.get(character, ""))
             # A quote closes where one is open, and else opens; so closing is tried first.
             if open_positions:
                 pairs.append((position, open_positions.pop()))
@@ -300,46 +321,3 @@ def _heads_from(limit, scores):
         for layer, head in (mean >= limit).nonzero().tolist()
     ]
     return sorted(heads, key=lambda head: -head[2])
-
-
-@torch.no_grad()
-def composition_scores(model, kind="Q"):
-    """score[l1, h1, l2, h2] (L,H,L,H): how much of what the earlier head writes the later reads.
-
-    ||A B|| / (||A|| ||B||), Frobenius norms, 0 to 1: B is the earlier head's OV matrix, A the later
-    one's QK matrix from its queries' side (kind "Q") or its keys' ("K"), or its OV matrix ("V"); 0
-    unless l2 > l1. Random matrices do not give 0. The weights as they are: no biases, layer norms
-    not folded in. Cost: no pass. Source: Elhage et al. 2021.
-    """
-    if kind not in ("Q", "K", "V"):
-        raise ValueError(f'kind must be "Q", "K" or "V", got {kind!r}')
-    q, k, v, out = _head_weights(model)
-    # A is (C,C), and so is B; what stands for A and for B^T is (D,C), D being their rank.
-    sides = {"Q": (k, q), "K": (q, k), "V": (out, v)}
-    a = _unit_product(*sides[kind])  # (L,H,D,C)
-    b = _unit_product(v, out)
-    scores = a.new_zeros(a.shape[:2] * 2)  # (L,H,L,H)
-    for layer, heads in enumerate(b):
-        for head, written in enumerate(heads):
-            products = a[layer + 1 :] @ written.T  # (l,H,D,C) @ (C,D) -> (l,H,D,D)
-            scores[layer, head, layer + 1 :] = products.norm(dim=(-2, -1))
-    return scores
-
-
-def _unit_product(outer, inner):
-    """outer^T @ inner over its Frobenius norm, of two (L,H,D,C); one that is 0 stays 0.
-
-    As (L,H,D,C): of outer^T = Q R the factor Q only rotates, which no norm sees, so it is left out.
-    """
-    r = torch.linalg.qr(outer.mT, mode="r").R  # (L,H,D,D)
-    return F.normalize(r @ inner, dim=(-2, -1), eps=1e-30)
-
-
-def _head_weights(model):
-    """q, k, v and transposed output weights of every head, (L,H,D,C) each, at least in fp32."""
-    weights = [
-        torch.cat((block.attn.c_attn.weight, block.attn.c_proj.weight.T))  # (4C,C)
-        for block in model.transformer.h
-    ]
-    weights = torch.stack(weights).unflatten(1, (4, model.config.n_head, -1))  # (L,4,H,D,C)
-    return weights.to(readout.wide_dtype(model)).unbind(1)

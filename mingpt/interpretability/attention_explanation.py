@@ -10,15 +10,22 @@ Sources: the question, circuit-tracer issue 53; the decomposition, Elhage et al.
 Mathematical Framework for Transformer Circuits).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mingpt.common import AnyPath
 from mingpt.interpretability import figures, runs
-from mingpt.interpretability.inputs import check_head, encode_one, token_texts
+from mingpt.interpretability.inputs import Text, check_head, encode_one, token_texts
 from mingpt.interpretability.partial_runs import written_by_heads
 from mingpt.interpretability.readout import wide_dtype
+from mingpt.model import GPT
+
+if TYPE_CHECKING:  # it loads matplotlib
+    from mingpt.interpretability.notebook_figure import Figure
 
 
 @dataclass(repr=False)
@@ -29,7 +36,7 @@ class AttentionExplanation:
     """
 
     table: Tensor  # (S,S): rows are what wrote the query, columns what wrote the key
-    parts: list  # S names: token, position, "0.0" ..., "mlp 0" ..., biases
+    parts: list[str]  # S names: token, position, "0.0" ..., "mlp 0" ..., biases
     score: float  # the run's own, scaled, before the softmax
     baseline: float  # the mean score of the keys `against`, 0 without any
     weight: float  # the pattern's, after it
@@ -37,7 +44,7 @@ class AttentionExplanation:
     query: str  # position and token
     key: str
 
-    def largest(self, count=10):
+    def largest(self, count: int = 10) -> list[tuple[str, str, float]]:
         """[(part of the query, part of the key, entry)]: those that matter most, first."""
         S = len(self.parts)
         flat = self.table.flatten()
@@ -48,7 +55,7 @@ class AttentionExplanation:
             found.append((self.parts[row], self.parts[column], flat[i].item()))
         return found
 
-    def plot(self, path=None, count=12):
+    def plot(self, path: AnyPath | None = None, count: int = 12) -> "Figure":
         """The matplotlib Figure of the parts with the largest entries; written to path if given.
 
         count: of rows and of columns; what is left stands in a last one, so that the picture too
@@ -102,7 +109,9 @@ def _shorten(table, names, count):
 
 
 @torch.no_grad()
-def explain_attention(model, text, layer, head, query, key, against=()):
+def explain_attention(
+    model: GPT, text: Text, layer: int, head: int, query: int, key: int, against: Iterable[int] = ()
+) -> AttentionExplanation:
     """AttentionExplanation of the score of a head's query with a key, at two positions.
 
     Its table sums to the score. against: positions of other keys, whose mean score is taken off.
@@ -111,7 +120,7 @@ def explain_attention(model, text, layer, head, query, key, against=()):
     head or a position that there is not, and for a key after its query. Cost: 1 pass.
     """
     ids = encode_one(model, text)
-    query, key, *against = _check_places(model, ids, layer, head, (query, key, *against))
+    query, key, *others = _check_places(model, ids, layer, head, (query, key, *against))
     stored = runs.record(model, ids, ["resid_pre", "q", "k", "z", "mlp_out"])
     wide = wide_dtype(model)
 
@@ -127,8 +136,8 @@ def explain_attention(model, text, layer, head, query, key, against=()):
         return reading
 
     keys = read(1, key)
-    if against:
-        keys = keys - torch.stack([read(1, position) for position in against]).mean(0)
+    if others:
+        keys = keys - torch.stack([read(1, position) for position in others]).mean(0)
     q = stored["q"][layer][0, head, query].to(wide)
     k = stored["k"][layer][0, head, : query + 1].to(wide)  # all that it may see
     scores = k @ q * attn.scale
@@ -137,7 +146,7 @@ def explain_attention(model, text, layer, head, query, key, against=()):
         table=read(0, query) @ keys.T * attn.scale,  # (S,D) @ (D,S) -> (S,S)
         parts=_part_names(layer, attn.n_head),
         score=scores[key].item(),
-        baseline=scores[against].mean().item() if against else 0.0,
+        baseline=scores[others].mean().item() if others else 0.0,
         weight=scores.softmax(0)[key].item(),
         head=f"{layer}.{head}",
         query=texts[query],

@@ -1,12 +1,18 @@
 """The picture of attention patterns: one head's, or every head's, layers down, heads across."""
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability.figures import DPI, MAX_INCHES, PAGE_INCHES
 
+if TYPE_CHECKING:  # it loads matplotlib
+    from mingpt.interpretability.notebook_figure import Figure
 
-def draw_patterns(patterns, labels, title):
+
+def draw_patterns(patterns: Tensor, labels: list[str], title: str) -> "Figure":
     """The matplotlib Figure of attention patterns (R,K,T,T), R rows of K, in one image.
 
     labels: of the T tokens, on both axes. If there are several patterns, each is named "row.column"
@@ -81,7 +87,7 @@ def _name_tokens(axis, labels, panels, cell, rotation):
     # Where cells are too small for a label each, only every second, third ... token is named.
     step = -int(-0.11 // cell)
     T = len(labels)
-    places = []
+    places: list[int] = []
     for panel in range(panels):
         first = panel * (T + 1)
         places += range(first, first + T, step)

@@ -7,13 +7,19 @@ Source: Elhage et al. 2021 ("A Mathematical Framework", transformer-circuits.pub
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mingpt.common import AnyPath
 from mingpt.interpretability import figures, readout, runs
-from mingpt.interpretability.inputs import answer_ids, encode_one
+from mingpt.interpretability.inputs import Answer, Text, answer_ids, encode_one
+from mingpt.model import GPT
 from mingpt.sites import Patch
+
+if TYPE_CHECKING:  # it loads matplotlib
+    from mingpt.interpretability.notebook_figure import Figure
 
 
 @dataclass(repr=False)
@@ -50,7 +56,7 @@ class LogitParts:
         lines += [f"{name:25}{value:10.3f}" for name, value in rest.items()]
         return "\n".join(lines)
 
-    def plot(self, path=None):
+    def plot(self, path: AnyPath | None = None) -> "Figure":
         """The matplotlib Figure of heads and MLPs, layers down; written to path if given."""
         values = torch.cat((self.heads, self.mlps[:, None]), 1)  # (L,H+1)
         columns = [f"head {head}" for head in range(self.heads.size(1))] + ["MLP"]
@@ -60,7 +66,9 @@ class LogitParts:
 
 
 @torch.no_grad()
-def logit_attribution(model, text, answer, other=None, neurons=None):
+def logit_attribution(
+    model: GPT, text: Text, answer: Answer, other: Answer = None, neurons: int | None = None
+) -> LogitParts:
     """LogitParts of logit(answer) [- logit(other)] at the last position, in logits.
 
     The final layer norm keeps this run's scale, and so is linear: the parts sum to the whole.
@@ -95,7 +103,7 @@ def logit_attribution(model, text, answer, other=None, neurons=None):
     return parts
 
 
-def read_outputs(model, part, reads):
+def read_outputs(model: GPT, part: str, reads: Tensor) -> tuple[Tensor, Tensor]:
     """(by one unit of each input (L,n), by the bias (L,)): what output layers add directly.
 
     part: attn, whose inputs are z, or mlp, whose inputs are mlp_post. reads: of read_end.
@@ -106,7 +114,9 @@ def read_outputs(model, part, reads):
     return weights, biases
 
 
-def read_end(model, text, answer, other):
+def read_end(
+    model: GPT, text: Text, answer: Answer, other: Answer
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """(ids (1,T), ends, direction (C,), reads (C,)) of one run. Cost: 1 pass.
 
     ends: {site: (L,...)} of z, mlp_post and resid_post at the last token, where the final residual
@@ -124,7 +134,7 @@ def read_end(model, text, answer, other):
     return ids, ends, direction, hold_norm(model, ends["resid_post"][-1], direction)
 
 
-def hold_norm(model, x, direction):
+def hold_norm(model: GPT, x: Tensor, direction: Tensor) -> Tensor:
     """(C,): reads, for which reads . y is what a part y of the residual vector x (C,) adds.
 
     It adds to direction . ln_f(x), the norm's scale held at that of x. direction: (C,), wide.
@@ -146,7 +156,7 @@ class ImportantNeurons:
     make of it; a neuron that works through them alone may be missed.
     """
 
-    neurons: list  # k (layer, neuron), the largest |direct| first
+    neurons: list[tuple[int, int]]  # k (layer, neuron), the largest |direct| first
     activation: Tensor  # (k,), at the last position
     direct: Tensor  # (k,)
     ablation: Tensor  # (k,)
@@ -162,7 +172,9 @@ class ImportantNeurons:
 
 
 @torch.no_grad()
-def important_neurons(model, text, answer, other=None, k=10):
+def important_neurons(
+    model: GPT, text: Text, answer: Answer, other: Answer = None, k: int = 10
+) -> ImportantNeurons:
     """ImportantNeurons: the k of largest |direct| for logit(answer) [- logit(other)] at the end.
 
     text: one, or ids (1,T). Cost: 1 + k passes.

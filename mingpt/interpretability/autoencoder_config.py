@@ -7,8 +7,10 @@ transformers (transformer.h.6.mlp); here it is a layer and a site.
 import re
 from dataclasses import dataclass
 
+from mingpt.model import GPT
 from mingpt.sites import MLP_SITES, RESIDUAL_SITES
 
+Place = tuple[int, str]  # (layer, site)
 ACTIVATIONS = ("relu", "topk", "jumprelu")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 # What is at one position of these is read from that position alone; z with its heads side by side.
@@ -55,13 +57,13 @@ class AutoencoderConfig:
             raise ValueError(f"layer must be a number from 0, got {self.layer!r:.80}")
         if self.context is not None and (type(self.context) is not int or self.context < 2):
             raise ValueError(f"context must be a number from 2, or None, got {self.context!r:.80}")
-        for name, value, known in (
+        for name, word, known in (
             ("site", self.site, AUTOENCODER_SITES),
             ("activation", self.activation, ACTIVATIONS),
             ("normalization", self.normalization, NORMALIZATIONS),
         ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r:.80}")
+            if word not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {word!r:.80}")
         for name in ("subtract_b_dec", "centered_stream", "beginning_token"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.80}")
@@ -73,17 +75,17 @@ class AutoencoderConfig:
             )
 
 
-def width_at(model, site):
+def width_at(model: GPT, site: str) -> int:
     """How many numbers the site has at each token."""
     return model.config.n_inner if site in MLP_SITES else model.config.n_embd
 
 
-def hook_of(layer, site):
+def hook_of(layer: int, site: str) -> str:
     """TransformerLens's name of a place: blocks.6.hook_resid_pre."""
     return f"blocks.{layer}.{HOOKS[site]}"
 
 
-def place_of(name):
+def place_of(name: str) -> Place | None:
     """(layer, site) that a hook's or a module's name stands for; None if it is no such name."""
     hook = re.fullmatch(r"blocks\.(\d+)\.(.+)", name, re.ASCII)
     if hook:

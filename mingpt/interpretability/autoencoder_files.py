@@ -7,42 +7,52 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mingpt import hub
-from mingpt.common import atomic_write, read_json, reading
+from mingpt.common import AnyPath, atomic_write, read_json, reading
 from mingpt.interpretability import autoencoder_formats as formats
 from mingpt.interpretability.autoencoder_config import (
     MODULES,
     AutoencoderConfig,
+    Place,
     hook_of,
 )
+from mingpt.interpretability.autoencoder_formats import Fields
 from mingpt.pretrained import required
 from mingpt.weights import FLOATS, is_finite, read_file
+
+if TYPE_CHECKING:  # it imports this module
+    from mingpt.interpretability.autoencoders import Autoencoder
 
 SETTINGS = "cfg.json"
 WEIGHTS = ("sae_weights.safetensors", "sae.safetensors")  # SAELens's and sparsify's
 SAELENS_NAMES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}
 
 
-class HubFolder:
-    """The files in a folder of a repository on the hub; as a hub.Folder is one of this machine."""
+class HubFolder(hub.Hub):
+    """The files in one folder of a repository on the hub."""
 
-    def __init__(self, repo, folder=""):
-        self.repo = repo
+    def __init__(self, repo: str, folder: str = ""):
+        super().__init__(repo)
         self.folder = Path(folder)
-        self.files = hub.Hub(repo)
         self.where = f"{repo}/{folder}" if folder else repo
 
-    def find(self, *filenames):
-        """The path of the first of these files, or None."""
-        return self.files.find(*((self.folder / name).as_posix() for name in filenames))
+    def find(self, *filenames: str) -> Path | None:
+        return super().find(*((self.folder / name).as_posix() for name in filenames))
 
 
-def read(name, layer=None, site=None, centered_stream=None):
+def read(
+    name: AnyPath,
+    layer: int | None = None,
+    site: str | None = None,
+    centered_stream: bool | None = None,
+) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
     """(AutoencoderConfig, {name: tensor} in fp32) of what Autoencoder.from_pretrained is given."""
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
         raise ValueError(f"the autoencoder's name must be a folder or a hub id, got {name!r}")
@@ -68,7 +78,7 @@ def read(name, layer=None, site=None, centered_stream=None):
     return config, weights
 
 
-def read_fields(path):
+def read_fields(path: Path) -> Fields:
     """The fields of a cfg.json, a dict."""
     fields = read_json(path)
     if not isinstance(fields, dict):
@@ -76,7 +86,9 @@ def read_fields(path):
     return fields
 
 
-def config_fields(fields, site, repo, centered_stream):
+def config_fields(
+    fields: Fields, site: str, repo: str | None, centered_stream: bool | None
+) -> Fields:
     """{field of AutoencoderConfig: value} of a cfg.json; without layer and site."""
     if formats.is_sparsify(fields):
         found = formats.sparsify_config(fields)
@@ -92,14 +104,16 @@ def config_fields(fields, site, repo, centered_stream):
     return found
 
 
-def settle_place(stated, layer, site):
+def settle_place(stated: Place | None, layer: int | None, site: str | None) -> Place:
     """(layer, site) from what the files state, or None, and what the user asks for, or None.
 
     ValueError where these differ, or leave it open.
     """
-    if stated is None and None in (layer, site):
-        raise ValueError("its files do not say where in the model it belongs; give layer and site")
     if stated is None:
+        if layer is None or site is None:
+            raise ValueError(
+                "its files do not say where in the model it belongs; give layer and site"
+            )
         return layer, site
     asked = (stated[0] if layer is None else layer, stated[1] if site is None else site)
     if asked != stated:
@@ -109,7 +123,7 @@ def settle_place(stated, layer, site):
     return stated
 
 
-def check_repo(name, repo):
+def check_repo(name: str, repo: str) -> None:
     """ValueError if a name that is no path of this machine can be no place on the hub either."""
     is_inside = ".." not in name.split("/")
     if "/" not in repo or not hub.HUB_ID.fullmatch(repo) or not is_inside:
@@ -119,7 +133,7 @@ def check_repo(name, repo):
         )
 
 
-def find_file(name, repo):
+def find_file(name: str, repo: str | None) -> Path:
     """The path of a .pt file of this machine, or of one on the hub: owner/name/folder/6.pt."""
     if repo is None:
         return Path(name)
@@ -128,14 +142,14 @@ def find_file(name, repo):
     return required(files, name.removeprefix(f"{repo}/"))
 
 
-def find_folder(name, repo, layer, site):
+def find_folder(name: str, repo: str | None, layer: int | None, site: str | None) -> hub.Files:
     """The hub.Folder or HubFolder that has the autoencoder; ValueError if it is not one alone."""
     if repo is None:
         path = choose_folder(Path(name), layer, site)
         return hub.Folder(path, f"folder {path}")
     check_repo(name, repo)
     folder = name.removeprefix(repo).strip("/")
-    if folder or None in (layer, site):
+    if folder or layer is None or site is None:
         return HubFolder(repo, folder)
     # The hub is asked for one file at a time, so where it may be must be known.
     names = folder_names(layer, site)
@@ -147,7 +161,7 @@ def find_folder(name, repo, layer, site):
     return HubFolder(repo, settings.parent.name)
 
 
-def folder_names(layer, site):
+def folder_names(layer: int, site: str) -> list[str]:
     """The folders in which the projects keep the autoencoder of this layer and site."""
     names = [hook_of(layer, site)]
     names += [f"v5_{size}_layer_{layer}" for size in ("32k", "128k")]  # OpenAI's, by SAELens
@@ -157,7 +171,7 @@ def folder_names(layer, site):
     return names
 
 
-def choose_folder(path, layer, site):
+def choose_folder(path: Path, layer: int | None, site: str | None) -> Path:
     """The folder with the autoencoder: `path` itself, or the one below it of this place."""
     if not path.is_dir():
         raise ValueError(f"{path} is a file; give the folder that it lies in")
@@ -177,7 +191,7 @@ def choose_folder(path, layer, site):
     )
 
 
-def fits(folder, layer, site):
+def fits(folder: Path, layer: int | None, site: str | None) -> bool:
     """May the autoencoder in this folder be the one of this layer and site? None is any."""
     try:
         fields = read_fields(folder / SETTINGS)
@@ -187,7 +201,9 @@ def fits(folder, layer, site):
     return layer in (None, place[0]) and site in (None, place[1])
 
 
-def read_openai(path, layer, site):
+def read_openai(
+    path: Path, layer: int | None, site: str | None
+) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
     """(AutoencoderConfig, weights) of one of OpenAI's files, read as tensors, never as code."""
     complaint = "cannot be read as an autoencoder of OpenAI's: it is cut short, or no such file"
     with reading(path, complaint):
@@ -204,7 +220,7 @@ def read_openai(path, layer, site):
     return config, fit(formats.our_weights(tensors), config, path)
 
 
-def shapes_of(config):
+def shapes_of(config: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the weights."""
     d = config.width
     n = config.n_features
@@ -214,7 +230,7 @@ def shapes_of(config):
     return shapes
 
 
-def fit(weights, config, path):
+def fit(weights: dict[str, Tensor], config: AutoencoderConfig, path: Path) -> dict[str, Tensor]:
     """The weights in fp32; ValueError that names those that are missing, unknown or wrong."""
     shapes = shapes_of(config)
     # An older SAELens wrote one for each feature, all of them 1 if it was not used.
@@ -236,7 +252,7 @@ def fit(weights, config, path):
     return {name: weights[name].float().contiguous() for name in shapes}
 
 
-def save(autoencoder, folder, dtype=torch.float32):
+def save(autoencoder: "Autoencoder", folder: AnyPath, dtype: torch.dtype = torch.float32) -> None:
     """Write cfg.json and sae_weights.safetensors as SAELens 6 does, all or nothing."""
     weights = {name: w.detach().to("cpu", dtype) for name, w in autoencoder.state_dict().items()}
     with atomic_write(folder) as temporary:
@@ -253,7 +269,7 @@ def save(autoencoder, folder, dtype=torch.float32):
         shutil.copymode(settings, stored)
 
 
-def saelens_fields(config, dtype):
+def saelens_fields(config: AutoencoderConfig, dtype: torch.dtype) -> Fields:
     """The fields of SAELens's cfg.json."""
     fields = {
         "architecture": SAELENS_NAMES[config.activation],

@@ -6,10 +6,15 @@ Sources: SAELens 6 and before, sparsify (EleutherAI), sparse_autoencoder (OpenAI
 """
 
 import re
+from pathlib import Path
+from typing import Any
 
-from mingpt.interpretability.autoencoder_config import NORMALIZATIONS, place_of
+from torch import Tensor
+
+from mingpt.interpretability.autoencoder_config import NORMALIZATIONS, Place, place_of
 from mingpt.sites import RESIDUAL_SITES
 
+Fields = dict[str, Any]  # of a JSON file, or of an AutoencoderConfig
 # SAELens's names of what computes the same here.
 ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
 OLD_KEYS = {  # before SAELens 6 -> since
@@ -40,12 +45,12 @@ OPENAI_SITES = {
 }
 
 
-def is_sparsify(fields):
+def is_sparsify(fields: Fields) -> bool:
     """Are these fields of a cfg.json sparsify's? Else they are SAELens's."""
     return "expansion_factor" in fields and not {"hook_name", "hook_point"} & set(fields)
 
 
-def stated_place(fields, path):
+def stated_place(fields: Fields | None, path: Path) -> Place | None:
     """(layer, site) of an autoencoder as its files say it; None where they do not.
 
     fields: of its cfg.json. path: of its folder, or of OpenAI's file.
@@ -62,7 +67,7 @@ def stated_place(fields, path):
     return place
 
 
-def saelens_settings(fields):
+def saelens_settings(fields: Fields) -> Fields:
     """The fields of SAELens's cfg.json in one level, under the keys that it has since version 6."""
     together = fields | _group(fields, "metadata")
     return {OLD_KEYS.get(name, name): value for name, value in together.items()}
@@ -76,7 +81,7 @@ def _group(fields, name):
     return group
 
 
-def saelens_config(fields, site, repo):
+def saelens_config(fields: Fields, site: str, repo: str | None) -> Fields:
     """{field of AutoencoderConfig: value} of SAELens's cfg.json; without layer and site.
 
     repo: the hub id that it comes from, or None.
@@ -144,7 +149,7 @@ def _is_centered(settings, site, normalization, is_old, repo):
     return processing.get("center_writing_weights", False)
 
 
-def sparsify_config(fields):
+def sparsify_config(fields: Fields) -> Fields:
     """{field of AutoencoderConfig: value} of sparsify's cfg.json; without layer and site."""
     for name in ("transcode", "skip_connection", "signed"):
         if fields.get(name):
@@ -167,7 +172,7 @@ def _multiple(fields):
     return width * expansion if type(width) is type(expansion) is int else None
 
 
-def openai_config(state):
+def openai_config(state: Fields) -> Fields:
     """{field of AutoencoderConfig: value} of OpenAI's state; without sizes, layer and site."""
     activation = state.get("activation", "ReLU")
     options = state.get("activation_state_dict") or {}
@@ -183,7 +188,7 @@ def openai_config(state):
     }
 
 
-def our_weights(tensors):
+def our_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of any of the three projects under our names: W_enc (d,n), W_dec (n,d) ..."""
     encoder = tensors.get("encoder.weight")  # (n,d): a linear layer's, as (out, in)
     weights = {}
@@ -195,7 +200,7 @@ def our_weights(tensors):
     return weights
 
 
-def fold_decoder_norms(weights):
+def fold_decoder_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights, so that features count in units of their directions' lengths.
 
     What SAELens computes with rescale_acts_by_decoder_norm: the largest are chosen by what they

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import runs
-from mingpt.interpretability.autoencoders import as_vectors, from_vectors
+from mingpt.interpretability.autoencoders import Autoencoder, as_vectors, from_vectors
 from mingpt.interpretability.features import check_fits, encode_texts, feature_batches
+from mingpt.interpretability.inputs import Texts
 from mingpt.interpretability.readout import wide_dtype
 from mingpt.interpretability.windows import batches
-from mingpt.sites import Patch
+from mingpt.model import GPT
+from mingpt.sites import Activations, Patch
 
 DENSE = 0.1  # a feature that is active at more than this share of the tokens
 LOSSES = ("clean", "reconstructed", "mean_ablated", "zero_ablated")
@@ -42,7 +44,7 @@ class Quality:
 
     l0: Measured  # features active at a token
     fvu: Measured  # fraction of variance unexplained: sum |x - x^|^2 / sum |x - mean|^2
-    losses: dict  # {one of LOSSES: Measured}, of the next token, in nats
+    losses: dict[str, Measured]  # one for each of LOSSES, of the next token, in nats
     recovered_mean: Measured  # (mean-ablated - reconstructed) / (mean-ablated - clean)
     recovered_zero: Measured  # the same of the zero-ablated run
     frequency: Tensor  # (n,): the share of the tokens at which each feature is active
@@ -51,14 +53,14 @@ class Quality:
     beginning: bool  # whether a beginning token, which is not counted, stood before each window
 
     @property
-    def dead(self):
+    def dead(self) -> int:
         """How many features are active at none of the tokens."""
-        return (self.frequency == 0).sum().item()
+        return int((self.frequency == 0).sum())
 
     @property
-    def dense(self):
+    def dense(self) -> int:
         """How many features are active at more than a tenth of the tokens."""
-        return (self.frequency > DENSE).sum().item()
+        return int((self.frequency > DENSE).sum())
 
     def __repr__(self):
         put = "left out" if self.beginning else "none: the first token of each window counts"
@@ -77,7 +79,9 @@ class Quality:
 
 
 @torch.no_grad()
-def evaluate(model, autoencoder, texts, beginning=None):
+def evaluate(
+    model: GPT, autoencoder: Autoencoder, texts: Texts, beginning: bool | None = None
+) -> Quality:
     """Quality of an autoencoder on texts, a list of texts or of ids.
 
     Texts are cut into windows as long as those of the training. beginning: as in features.features;
@@ -89,11 +93,11 @@ def evaluate(model, autoencoder, texts, beginning=None):
         raise ValueError("the texts are read twice; give them as a list")
     mean, counts, tokens = _mean_and_counts(model, autoencoder, texts, beginning)
     encoded, options = encode_texts(model, autoencoder, texts, beginning)
-    sums = {}  # {name: [(B,) of each batch]}
+    parts: dict[str, list[Tensor]] = {}  # (B,) of each batch
     for _, ids, is_token in batches(model, encoded, **options):
         for name, values in _measure(model, autoencoder, ids, is_token, mean).items():
-            sums.setdefault(name, []).append(values)
-    sums = {name: torch.cat(values) for name, values in sums.items()}  # (W,) each
+            parts.setdefault(name, []).append(values)
+    sums = {name: torch.cat(values) for name, values in parts.items()}  # (W,) each
     if not sums["predictions"].any():
         raise ValueError(
             "every text is one token, which has no next one to be wrong about; give longer texts"
@@ -131,7 +135,7 @@ def _measure(model, autoencoder, ids, is_token, mean):
     ids, is_token: of windows.batches. mean: (d,), what the mean-ablated run has at the site.
     """
     config = autoencoder.config
-    stored = {config.site: {}}
+    stored: Activations = {config.site: {}}
     is_replaced = is_token[..., None]  # (B,T,1)
 
     def replaced(new):
@@ -191,7 +195,7 @@ def _errors(autoencoder, x, is_token, mean):
     return {name: (value * is_token).sum(1) for name, value in sums.items()}
 
 
-def ratio(numerators, denominators):
+def ratio(numerators: Tensor, denominators: Tensor) -> Measured:
     """Measured sum of numerators (W,) / sum of denominators (W,), of W windows drawn at random."""
     value = numerators.sum() / denominators.sum()
     W = len(numerators)

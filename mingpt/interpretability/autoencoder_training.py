@@ -7,19 +7,22 @@ auxiliary loss; arXiv 2406.04093), Bussmann et al. 2024 (BatchTopK; 2412.06410).
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mingpt import processes
-from mingpt.interpretability.autoencoders import Autoencoder, AutoencoderConfig
+from mingpt.interpretability.activation_stream import ActivationStream
+from mingpt.interpretability.autoencoder_config import AutoencoderConfig
+from mingpt.interpretability.autoencoders import Autoencoder
 from mingpt.interpretability.sparse_features import (
     Encode,
     decode,
     top_of_batch,
     top_of_token,
 )
-from mingpt.trainer import Trainer
+from mingpt.trainer import Trainer, TrainerConfig
 
 # What each kind is in use: BatchTopK's features each have one threshold then, for any batch.
 KINDS = {"topk": "topk", "batchtopk": "jumprelu", "relu": "relu"}
@@ -67,7 +70,11 @@ class TrainedAutoencoder(nn.Module):
     penalties mean the same for every model and layer. `finished` undoes the scaling.
     """
 
-    def __init__(self, place, sparsity):
+    scale: Tensor  # (): by so much activations are multiplied
+    threshold: Tensor  # ()
+    silent_steps: Tensor  # (n,): for so many each feature was not active
+
+    def __init__(self, place: AutoencoderConfig, sparsity: SparsityConfig):
         """place: the AutoencoderConfig; sparsity: the SparsityConfig."""
         super().__init__()
         self.place = place
@@ -81,10 +88,10 @@ class TrainedAutoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("silent_steps", torch.zeros(place.n_features, dtype=torch.long))
-        self.active_now = None  # (n,): which features the last batch had
+        self.active_now = torch.zeros(0)  # (n,): which features the last batch had
 
     @torch.no_grad()
-    def fit_scale(self, x):
+    def fit_scale(self, x: Tensor) -> None:
         """Take over the mean and the deviation of activations x (N,d)."""
         mean = x.mean(0)
         variance = (x - mean).square().mean()
@@ -96,7 +103,7 @@ class TrainedAutoencoder(nn.Module):
         self.scale.copy_(variance.rsqrt())
         self.b_dec.copy_(mean * self.scale)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """The loss of activations x (N,d): the error's square beside the deviation's."""
         x = x * self.scale
         centred = x - self.b_dec.detach()
@@ -155,13 +162,13 @@ class TrainedAutoencoder(nn.Module):
         return features @ self.W_dec[dead]  # (N,m) @ (m,d) -> (N,d)
 
     @torch.no_grad()
-    def after_step(self, active_now):
+    def after_step(self, active_now: Tensor) -> None:
         """Give the decoder's rows length 1 again, and count; active_now (n,): of all processes."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
         self.silent_steps.add_(1)[active_now] = 0
 
     @torch.no_grad()
-    def finished(self):
+    def finished(self) -> Autoencoder:
         """The Autoencoder, for activations as the model has them; a copy, without gradient."""
         kind = KINDS[self.sparsity.kind]
         k = self.sparsity.k if kind == "topk" else None
@@ -174,7 +181,7 @@ class TrainedAutoencoder(nn.Module):
             autoencoder.threshold.fill_(self.threshold / self.scale)
         return autoencoder.requires_grad_(False)
 
-    def configure_optimizers(self, config):
+    def configure_optimizers(self, config: TrainerConfig) -> torch.optim.Adam:
         """Adam, whose state lies as the weights do."""
         has_fused = self.W_dec.device.type in ("cpu", "cuda")
         return torch.optim.Adam(
@@ -190,7 +197,10 @@ class AutoencoderTrainer(Trainer):
     that Autoencoder.from_pretrained takes.
     """
 
-    def __init__(self, config, stream, sparsity):
+    model: TrainedAutoencoder  # type: ignore[assignment]  # the Trainer's is a GPT
+    train_dataset: ActivationStream  # type: ignore[assignment]  # the Trainer's, a Dataset
+
+    def __init__(self, config: TrainerConfig, stream: ActivationStream, sparsity: SparsityConfig):
         settings = stream.config
         place = AutoencoderConfig(
             stream.width,
@@ -203,7 +213,8 @@ class AutoencoderTrainer(Trainer):
         )
         torch.manual_seed(config.seed)
         config.batch_size = settings.tokens
-        super().__init__(config, TrainedAutoencoder(place, sparsity), stream)
+        model = TrainedAutoencoder(place, sparsity)
+        super().__init__(config, model, stream)  # type: ignore[arg-type]  # as said above
         stream.model.to(self.device)
 
     def _run(self):
@@ -224,7 +235,7 @@ class AutoencoderTrainer(Trainer):
         active_now = processes.add_up(self.process, self.model.active_now.long())
         self.model.after_step(active_now > 0)
 
-    def _backward(self, x):
+    def _backward(self, x):  # type: ignore[override]  # a batch has no targets
         """This process's share of the loss of a batch x (N,d); the gradients are averaged."""
         own = self.process.own(x)
         share = len(own) / len(x)
@@ -232,15 +243,15 @@ class AutoencoderTrainer(Trainer):
         (loss * self.process.count).backward()
         return loss.detach()
 
-    def autoencoder(self):
+    def autoencoder(self) -> Autoencoder:
         """The Autoencoder as it is now; a copy."""
         return self.model.finished()
 
-    def write_model(self, folder):
+    def write_model(self, folder: Path) -> None:
         self.autoencoder().cpu().save_pretrained(folder)
         # Bit for bit, which its scaled copy is not.
         torch.save(self.model.state_dict(), folder / STATE)
 
-    def read_model(self, folder):
+    def read_model(self, folder: Path) -> None:
         weights = torch.load(folder / STATE, map_location=self.device, weights_only=True)
         self.model.load_state_dict(weights)

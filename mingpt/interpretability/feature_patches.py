@@ -6,14 +6,24 @@ of the activation, the error, is left in or out. No patch looks at how the text 
 token before it (features.encode_text) where the autoencoder expects it.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
-from mingpt.interpretability.autoencoders import as_vectors, from_vectors
+from mingpt.interpretability.autoencoders import Autoencoder, as_vectors, from_vectors
 from mingpt.interpretability.features import check_features
-from mingpt.sites import Patch
+from mingpt.sites import Patch, Position
+
+Change = Callable[[Tensor], Tensor]  # of features (...,n)
 
 
-def reconstruct(autoencoder, position=None, keep_error=False, change=None):
+def reconstruct(
+    autoencoder: Autoencoder,
+    position: Position = None,
+    keep_error: bool = False,
+    change: Change | None = None,
+) -> Patch:
     """A Patch: the site at the position as its features say it is.
 
     change: f(features (...,n)) -> features, applied before; it gets a copy. keep_error: add what
@@ -30,7 +40,7 @@ def reconstruct(autoencoder, position=None, keep_error=False, change=None):
     return Patch(config.layer, position, activation, config.site)
 
 
-def rebuilt(autoencoder, x, keep_error, change):
+def rebuilt(autoencoder: Autoencoder, x: Tensor, keep_error: bool, change: Change) -> Tensor:
     """(...,d): activations x (...,d) with their features changed, with or without the error."""
     normed, scale, mean = autoencoder.normalize(x)
     features = autoencoder.activate(autoencoder.pre_activations(normed))
@@ -41,7 +51,14 @@ def rebuilt(autoencoder, x, keep_error, change):
     return autoencoder.decode(changed) * scale + mean
 
 
-def change_feature(autoencoder, feature, value=None, scale=None, position=None, keep_error=True):
+def change_feature(
+    autoencoder: Autoencoder,
+    feature: int | Sequence[int],
+    value: float | None = None,
+    scale: float | None = None,
+    position: Position = None,
+    keep_error: bool = True,
+) -> Patch:
     """A Patch: a feature, or a list of them, set to a value or times a scale at the position.
 
     Give one of the two; value=0 removes the feature. All else, the error too, stays as it is; with

@@ -4,6 +4,7 @@ Examples and output weights are those of neurons (neuron_analysis.py), and show 
 a feature answers to nothing else, nor that the model uses it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,18 +13,20 @@ from torch import Tensor
 from mingpt.bpe import END_OF_TEXT
 from mingpt.interpretability import runs
 from mingpt.interpretability.autoencoder_config import width_at
-from mingpt.interpretability.autoencoders import as_vectors
-from mingpt.interpretability.inputs import encode_one, token_texts
+from mingpt.interpretability.autoencoders import Autoencoder, as_vectors
+from mingpt.interpretability.inputs import Text, Texts, encode_one, token_texts
 from mingpt.interpretability.neuron_analysis import (
     LogitWeights,
+    TopExamples,
     promoted_tokens,
     strongest_examples,
 )
-from mingpt.interpretability.windows import are_below, ids_of_text, site_activations
+from mingpt.interpretability.windows import Window, are_below, ids_of_text, site_activations
+from mingpt.model import GPT
 from mingpt.sites import as_int
 
 
-def check_fits(model, autoencoder):
+def check_fits(model: GPT, autoencoder: Autoencoder) -> None:
     """ValueError if the autoencoder can be of no place in this model."""
     config = autoencoder.config
     L = model.config.n_layer
@@ -45,9 +48,9 @@ def check_fits(model, autoencoder):
         )
 
 
-def check_features(autoencoder, numbers):
+def check_features(autoencoder: Autoencoder, numbers: int | Sequence[int]) -> list[int]:
     """The numbers of features, a list of ints; ValueError if there is none such."""
-    if not isinstance(numbers, (list, tuple, range)):
+    if not isinstance(numbers, Sequence):
         numbers = [numbers]
     numbers = list(dict.fromkeys(map(as_int, numbers)))
     n = autoencoder.config.n_features
@@ -56,7 +59,7 @@ def check_features(autoencoder, numbers):
     return numbers
 
 
-def beginning_id(model):
+def beginning_id(model: GPT) -> int:
     """The id of the token that stands before a text in training; ValueError if there is none."""
     tokens = model.tokenizer.encoder.ids if model.tokenizer else {}
     if END_OF_TEXT not in tokens:
@@ -67,7 +70,13 @@ def beginning_id(model):
     return tokens[END_OF_TEXT]
 
 
-def check_beginning(model, autoencoder, ids, beginning, name="the text"):
+def check_beginning(
+    model: GPT,
+    autoencoder: Autoencoder,
+    ids: Tensor,
+    beginning: bool | None,
+    name: str = "the text",
+) -> None:
     """ValueError if ids (T,) do not begin as the autoencoder expects, and nobody said they may.
 
     beginning: True puts the token there, False goes without, None leaves it to the text.
@@ -81,7 +90,9 @@ def check_beginning(model, autoencoder, ids, beginning, name="the text"):
         )
 
 
-def encode_text(model, autoencoder, text, beginning=None):
+def encode_text(
+    model: GPT, autoencoder: Autoencoder, text: Text, beginning: bool | None = None
+) -> Tensor:
     """Ids (1,T) of one text, which begins as the autoencoder expects; see check_beginning."""
     ids = encode_one(model, text)
     check_beginning(model, autoencoder, ids[0], beginning)
@@ -91,7 +102,9 @@ def encode_text(model, autoencoder, text, beginning=None):
     return encode_one(model, torch.cat((start, ids), 1))
 
 
-def encode_texts(model, autoencoder, texts, beginning=None):
+def encode_texts(
+    model: GPT, autoencoder: Autoencoder, texts: Texts, beginning: bool | None = None
+) -> tuple[Iterator[Tensor], dict[str, int | None]]:
     """(the ids of each text, a generator; what `windows.batches` takes besides).
 
     Every window then begins as the autoencoder expects, and is as long as the texts that it was
@@ -114,10 +127,10 @@ def encode_texts(model, autoencoder, texts, beginning=None):
 class Features:
     """The features of every token of a text; printed, the strongest of each token."""
 
-    tokens: list  # T texts
+    tokens: list[str]  # T texts
     values: Tensor  # (T,n), sparse: what is not active is not there
 
-    def strongest(self, position, k=5):
+    def strongest(self, position: int, k: int = 5) -> list[tuple[int, float]]:
         """[(feature, activation)] of a token: the k strongest that are active."""
         indices, values = self._row(position)
         order = values.argsort(descending=True, stable=True)[:k]
@@ -137,7 +150,9 @@ class Features:
 
 
 @torch.no_grad()
-def features(model, autoencoder, text, beginning=None):
+def features(
+    model: GPT, autoencoder: Autoencoder, text: Text, beginning: bool | None = None
+) -> Features:
     """Features of every token of a text, or of ids (1,T).
 
     beginning: True puts <|endoftext|> before the text, where it is a token like the others; False
@@ -150,14 +165,16 @@ def features(model, autoencoder, text, beginning=None):
     return Features(token_texts(model, ids[0]), values.cpu().to_sparse())
 
 
-def site_vectors(model, autoencoder, ids):
+def site_vectors(model: GPT, autoencoder: Autoencoder, ids: Tensor) -> Tensor:
     """What the autoencoder reads in a run of ids (B,T): (B,T,d). Cost: 1 pass."""
     config = autoencoder.config
     recorded = runs.record(model, ids, [config.site])
     return as_vectors(recorded[config.site][config.layer], config.site)
 
 
-def feature_batches(model, autoencoder, texts, beginning=None):
+def feature_batches(
+    model: GPT, autoencoder: Autoencoder, texts: Texts, beginning: bool | None = None
+) -> Iterator[tuple[list[Window], Tensor]]:
     """(windows, what is at the site (tokens,d)) of batches of windows, in the order of the texts.
 
     The tokens are those of the texts alone, without the beginning token. Cost: one pass over the
@@ -172,7 +189,15 @@ def feature_batches(model, autoencoder, texts, beginning=None):
 
 
 @torch.no_grad()
-def top_feature_examples(model, autoencoder, feature, texts, k=10, around=16, beginning=None):
+def top_feature_examples(
+    model: GPT,
+    autoencoder: Autoencoder,
+    feature: int | Sequence[int],
+    texts: Texts,
+    k: int = 10,
+    around: int = 16,
+    beginning: bool | None = None,
+) -> TopExamples:
     """TopExamples of a feature, or of a list of them: the k windows where it is largest.
 
     top[layer, feature] is the list of one feature's. Windows in which it is nowhere active are left
@@ -190,7 +215,9 @@ def top_feature_examples(model, autoencoder, feature, texts, k=10, around=16, be
 
 
 @torch.no_grad()
-def feature_logit_weights(model, autoencoder, feature, k=10):
+def feature_logit_weights(
+    model: GPT, autoencoder: Autoencoder, feature: int, k: int = 10
+) -> LogitWeights:
     """LogitWeights of a feature, of the direction that it writes: what it promotes, suppresses.
 
     At z and mlp_post it is what the output matrix makes of the direction. Cost: no pass.
@@ -201,7 +228,7 @@ def feature_logit_weights(model, autoencoder, feature, k=10):
     return LogitWeights(*promoted_tokens(model, direction, k))
 
 
-def written_direction(model, autoencoder, feature):
+def written_direction(model: GPT, autoencoder: Autoencoder, feature: int) -> Tensor:
     """(C,): what one unit of a feature writes into the stream, in the units of the decoder."""
     config = autoencoder.config
     block = model.transformer.h[config.layer]

@@ -19,17 +19,20 @@ losses of tokens 500 and 50; here it compares two tenths of the positions.
 Letters in the shapes: B bases, T = 4n positions, L layers, H heads, D head size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt.common import progress_bar
+from mingpt.common import AnyPath, progress_bar
 from mingpt.hub import steps_in
 from mingpt.interpretability import runs
+from mingpt.interpretability.inputs import Head
 from mingpt.model import GPT
-from mingpt.sites import Patch
+from mingpt.sites import Activations, Patch
 
 KINDS = ("zero", "mean")  # of ablation
 STANDARD_ERRORS = 4  # a mean that is further from 0 than this is taken for more than chance
@@ -46,10 +49,10 @@ class HeadAblations:
     change_of_loss_controls  in nats; near 0 for a head that serves repeats alone
     """
 
-    change_of_delta: torch.Tensor
-    in_context_share_lost: torch.Tensor
-    change_of_loss_repeats: torch.Tensor
-    change_of_loss_controls: torch.Tensor
+    change_of_delta: Tensor
+    in_context_share_lost: Tensor
+    change_of_loss_repeats: Tensor
+    change_of_loss_controls: Tensor
 
 
 @dataclass
@@ -71,15 +74,15 @@ class InductionStudy:
     ablations             {kind: HeadAblations}, kind "zero" or "mean"
     """
 
-    attention_repeats: torch.Tensor
-    attention_controls: torch.Tensor
-    attention_difference: torch.Tensor
-    loss_repeats: torch.Tensor
-    loss_controls: torch.Tensor
-    loss_texts: torch.Tensor | None
-    in_context: torch.Tensor
-    delta: torch.Tensor
-    ablations: dict = field(default_factory=dict)
+    attention_repeats: Tensor
+    attention_controls: Tensor
+    attention_difference: Tensor
+    loss_repeats: Tensor
+    loss_controls: Tensor
+    loss_texts: Tensor | None
+    in_context: Tensor
+    delta: Tensor
+    ablations: dict[str, HeadAblations] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,12 +94,14 @@ class Candidates:
     both   in both lists, in the order of loss
     """
 
-    delta: list
-    loss: list
-    both: list
+    delta: list[Head]
+    loss: list[Head]
+    both: list[Head]
 
 
-def draw_prompts(model, length=None, bases=32, seed=0, text=None):
+def draw_prompts(
+    model: GPT, length: int | None = None, bases: int = 32, seed: int = 0, text: str | None = None
+) -> Tensor:
     """Ids (2,B,4n): B = bases repeats and their controls; with a text (3,B,4n), excerpts of it too.
 
     length: n, the tokens in a piece; None: 32, or as many as fit. A piece is uniform over the
@@ -139,7 +144,9 @@ def _encode_text(model, text, least):
 
 
 @torch.no_grad()
-def study_induction(model, prompts=None, kinds=KINDS):
+def study_induction(
+    model: GPT, prompts: Tensor | None = None, kinds: Sequence[str] = KINDS
+) -> InductionStudy:
     """The InductionStudy of a model.
 
     prompts: of draw_prompts, or any such ids; None: draw_prompts(model). kinds: "zero" puts 0 in
@@ -190,7 +197,7 @@ def _ablate_heads(model, prompts, study, z, kind):
 
 def _mean_z(model, ids):
     """(L,H,D): every head's mean z over these ids (B,T)."""
-    total = 0
+    total: Tensor | int = 0
     for chunk in ids.split(max(1, 2000 // ids.size(1))):
         z = torch.stack(list(runs.record(model, chunk, ["z"])["z"].values()))  # (L,b,H,T,D)
         total += z.sum((1, 3))  # (L,H,D)
@@ -235,7 +242,7 @@ def _run_chunk(model, prompts, patches):
     """(A (r,b,L,H), loss on each token but the first (r,b,T-1)) of prompts (r,b,T), on the CPU."""
     ids = prompts.flatten(0, 1)  # (r,b,T) -> (rb,T)
     n = ids.size(1) // 4
-    stored = {"pattern": {}}
+    stored: Activations = {"pattern": {}}
     stream = runs.run(model, ids, patches, stored)
     logits = model.lm_head(model.transformer.ln_f(stream))[:, :-1].float()  # (rb,T-1,V)
     losses = F.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
@@ -247,12 +254,12 @@ def _run_chunk(model, prompts, patches):
     return attention.unflatten(0, pairs).cpu(), losses.unflatten(0, pairs).cpu()
 
 
-def mean_error(value):
+def mean_error(value: Tensor) -> tuple[Tensor, Tensor]:
     """(mean over the first axis, its standard error)."""
     return value.mean(0), value.std(0) / len(value) ** 0.5
 
 
-def name_candidates(study, kind="zero", share=0.1):
+def name_candidates(study: InductionStudy, kind: str = "zero", share: float = 0.1) -> Candidates:
     """The Candidates of a study: heads without which much is lost, more than chance would explain.
 
     Ablation takes at least this share of delta, or of loss_controls - loss_repeats; what is lost
@@ -276,7 +283,13 @@ def _needed_heads(lost, whole, share):
     return sorted(heads, key=lambda head: -lost[head])
 
 
-def induction_curve(run_folder, length=None, bases=32, seed=0, text=None):
+def induction_curve(
+    run_folder: AnyPath,
+    length: int | None = None,
+    bases: int = 32,
+    seed: int = 0,
+    text: str | None = None,
+) -> dict[int, InductionStudy]:
     """{step: InductionStudy without ablations} of a run folder's checkpoints; {} if it has none.
 
     All checkpoints get the same prompts, those of draw_prompts. Cost: 1 pass for each checkpoint.

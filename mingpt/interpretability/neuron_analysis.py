@@ -9,17 +9,23 @@ Sources: Geva et al. 2021 (2012.14913), examples; Geva et al. 2022 (2203.14680),
 Voita et al. 2023 (2309.04827), dead neurons.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mingpt.common import AnyPath
 from mingpt.interpretability import web_pages
-from mingpt.interpretability.attribution import important_neurons  # noqa: F401, found here too
-from mingpt.interpretability.inputs import token_texts
+from mingpt.interpretability.attribution import important_neurons as important_neurons
+from mingpt.interpretability.inputs import Texts, token_texts
 from mingpt.interpretability.reports import name_model
-from mingpt.interpretability.windows import are_below, site_activations
+from mingpt.interpretability.web_pages import Page
+from mingpt.interpretability.windows import Window, are_below, site_activations
+from mingpt.model import GPT
 from mingpt.sites import as_int
+
+TokenValues = list[tuple[str, float]]
 
 
 @dataclass(repr=False)
@@ -30,8 +36,8 @@ class Example:
     text: int  # which text it is, counted from 0
     position: int  # where in the text the largest is, counted from 0
     peak: int  # where in tokens it is
-    tokens: list  # texts: the one of the largest activation, and some to each side
-    activations: list  # of these tokens
+    tokens: list[str]  # the one of the largest activation, and some to each side
+    activations: list[float]  # of these tokens
     before: bool  # whether the text has tokens before these
     after: bool  # whether it has tokens after these
 
@@ -49,7 +55,7 @@ class TopExamples:
     """
 
     model: str  # its name
-    examples: dict  # {(layer, neuron): [Example, ...]}, the strongest first
+    examples: dict[tuple[int, int], list[Example]]  # of each (layer, neuron), the strongest first
     what: str = "neuron"  # or feature
 
     def __getitem__(self, neuron):
@@ -65,7 +71,7 @@ class TopExamples:
                 lines.append(f"{number:14}{example.activation:10.3f}{place}  {words!r}")
         return "\n".join(lines)
 
-    def plot(self, path):
+    def plot(self, path: AnyPath) -> Page:
         """Write a page (.html) of the examples, their tokens shaded by activation -> Page."""
         neurons = [
             {"neuron": f"{layer}.{neuron}", "examples": list(map(_page_data, examples))}
@@ -82,7 +88,9 @@ def _page_data(example):
 
 
 @torch.no_grad()
-def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
+def top_activating_examples(
+    model: GPT, layer: int, neuron: int | Sequence[int], texts: Texts, k: int = 10, around: int = 16
+) -> TopExamples:
     """TopExamples of a neuron, or of a list of them: the k windows where it is largest.
 
     Of equals the earlier. around: so many tokens to each side of the largest are shown.
@@ -96,7 +104,13 @@ def top_activating_examples(model, layer, neuron, texts, k=10, around=16):
     return strongest_examples(model, names, acts, k, around)
 
 
-def strongest_examples(model, names, activations, k, around):
+def strongest_examples(
+    model: GPT,
+    names: list[tuple[int, int]],
+    activations: Iterable[tuple[list[Window], Tensor]],
+    k: int,
+    around: int,
+) -> TopExamples:
     """TopExamples of anything that has an activation at every token.
 
     names: N of (layer, number). activations: (windows, (tokens,N)) of each batch of windows, which
@@ -104,7 +118,7 @@ def strongest_examples(model, names, activations, k, around):
     """
     if k < 1 or around < 0:
         raise ValueError(f"k must be at least 1 and around at least 0, got {k} and {around}")
-    examples = {name: [] for name in names}
+    examples: dict[tuple[int, int], list[Example]] = {name: [] for name in names}
     for windows, acts in activations:
         lengths = [len(window.ids) for window in windows]
         pieces = acts.cpu().split(lengths)  # (T,N) of each window
@@ -149,7 +163,7 @@ class ActivationStats:
 
 
 @torch.no_grad()
-def activation_stats(model, texts):
+def activation_stats(model: GPT, texts: Texts) -> ActivationStats:
     """ActivationStats of all neurons.
 
     Cost: one pass over the texts; memory does not grow with them, since only sums are kept.
@@ -182,13 +196,13 @@ class LogitWeights:
     matches: mlp_pre if the residual stream were the token's wte and nothing else; of neurons alone.
     """
 
-    promotes: list
-    suppresses: list
-    matches: list | None = None
+    promotes: TokenValues
+    suppresses: TokenValues
+    matches: TokenValues | None = None
 
 
 @torch.no_grad()
-def neuron_logit_weights(model, layer, neuron, k=10):
+def neuron_logit_weights(model: GPT, layer: int, neuron: int, k: int = 10) -> LogitWeights:
     """LogitWeights of a neuron. Cost: no pass."""
     layer, (neuron,) = _check_neurons(model, layer, neuron)
     block = model.transformer.h[layer]
@@ -200,7 +214,7 @@ def neuron_logit_weights(model, layer, neuron, k=10):
     return LogitWeights(promotes, suppresses, _extremes(model, matches, k))
 
 
-def promoted_tokens(model, direction, k=10):
+def promoted_tokens(model: GPT, direction: Tensor, k: int = 10) -> tuple[TokenValues, TokenValues]:
     """(promotes, suppresses), as in LogitWeights, of a direction (C,) of the residual stream."""
     rows = model.lm_head.weight  # (V,C)
     normed = (direction - direction.mean()) * model.transformer.ln_f.weight
@@ -216,7 +230,7 @@ def _extremes(model, values, k, largest=True):
 
 def _check_neurons(model, layer, neurons):
     """(layer, neurons, a list without repeats) as ints; ValueError if the model has none such."""
-    if not isinstance(neurons, (list, tuple, range)):
+    if not isinstance(neurons, Sequence):
         neurons = [neurons]
     layers = [as_int(layer)]
     neurons = list(dict.fromkeys(map(as_int, neurons)))

@@ -6,16 +6,20 @@ part of that MLP's node.
 """
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from mingpt.model import untouched
-from mingpt.sites import MLP_SITES, as_patches, check_site
+from mingpt.model import GPT, Block, untouched
+from mingpt.sites import MLP_SITES, OnePatch, as_patches, check_site
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "mlp_out", *MLP_SITES)
 
+M = TypeVar("M", bound=nn.Module)
 
-def patched_model(model, patch):
+
+def patched_model(model: GPT, patch: OnePatch) -> GPT:
     """The model with a patch in all of its runs; its weights are the same tensors.
 
     patch: as in model(...), of all positions, its activation a function that takes each token by
@@ -52,15 +56,15 @@ def patched_model(model, patch):
     return with_parts(model, transformer=with_parts(model.transformer, h=nn.ModuleList(blocks)))
 
 
-def with_parts(module, **parts):
+def with_parts(module: M, **parts: nn.Module) -> M:
     """A copy of a module with some parts replaced; its weights are the same tensors."""
     changed = copy.copy(module)
     # A copy shares the dict of its parts with the original.
-    changed._modules = module._modules | parts
+    changed._modules = {**module._modules, **parts}
     return changed
 
 
-def patched_mlp(block, site, change):
+def patched_mlp(block: Block, site: str, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """The block's MLP, which takes resid_mid (...,C), and adds what the patch changes besides."""
 
     def forward(mid, tap=untouched):
@@ -75,5 +79,5 @@ def patched_mlp(block, site, change):
         return post - mid
 
     mlp = with_parts(block.mlp)
-    mlp.forward = forward
+    mlp.forward = forward  # type: ignore[method-assign]  # of this one object
     return mlp

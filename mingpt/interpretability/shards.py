@@ -10,12 +10,14 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from mingpt.common import atomic_write, remove
+from mingpt.common import AnyPath, atomic_write, remove
 
 
 class ShardFolder:
@@ -24,7 +26,7 @@ class ShardFolder:
     ValueError where the folder holds other work, or files that are not ours.
     """
 
-    def __init__(self, folder, settings):
+    def __init__(self, folder: AnyPath, settings: dict[str, Any]):
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))  # as they come back from the file
         self.file = self.folder / "settings.json"
@@ -60,11 +62,11 @@ class ShardFolder:
                 f"{self.folder} holds work with another {', '.join(other)}; give a new folder"
             )
 
-    def path(self, number):
+    def path(self, number: int) -> Path:
         """Where a shard is, or will be."""
         return self.folder / "shards" / f"{number:06}.safetensors"
 
-    def read(self, number):
+    def read(self, number: int) -> dict[str, Tensor] | None:
         """{name: tensor} of a shard; None where it is not there, or is damaged."""
         try:
             with safe_open(self.path(number), "pt") as file:
@@ -74,7 +76,7 @@ class ShardFolder:
             return None
         return tensors if written == digest(tensors) else None
 
-    def write(self, number, tensors):
+    def write(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Write a shard, {name: tensor}."""
         # Another job may have begun in the same folder at the same moment.
         self._check_settings()
@@ -82,18 +84,18 @@ class ShardFolder:
         with atomic_write(self.path(number)) as temporary:
             save_file(tensors, temporary, {"sha256": digest(tensors)})
 
-    def tidy(self):
+    def tidy(self) -> None:
         """Remove what killed processes left of shards; for when all shards are there."""
         for path in (self.folder / "shards").glob(".*"):
             remove(path)
 
 
-def digest(tensors):
+def digest(tensors: dict[str, Tensor]) -> str:
     """The sha256 of names, dtypes, shapes and numbers of {name: tensor}."""
     hashed = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # As bytes, since numpy has no bf16.
-        hashed.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+        hashed.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()

@@ -7,6 +7,7 @@ only k rows of each weight get a gradient from it: k / n of the work of the matr
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
@@ -15,19 +16,19 @@ from torch.nn import functional as F
 class Active:
     """Which features are active at which tokens: P pairs, those of a token side by side."""
 
-    tokens: torch.Tensor  # (P,)
-    features: torch.Tensor  # (P,)
-    starts: torch.Tensor  # (N,): where the pairs of each token begin
-    order: torch.Tensor  # (P,): of the pairs, by feature
-    starts_by_feature: torch.Tensor  # (n,): where those of each feature begin
+    tokens: Tensor  # (P,)
+    features: Tensor  # (P,)
+    starts: Tensor  # (N,): where the pairs of each token begin
+    order: Tensor  # (P,): of the pairs, by feature
+    starts_by_feature: Tensor  # (n,): where those of each feature begin
 
-    def sum_by_token(self, values, table):
+    def sum_by_token(self, values: Tensor, table: Tensor) -> Tensor:
         """(N,d): for each token the sum of value * table[feature], of values (P,), table (n,d)."""
         return F.embedding_bag(
             self.features, table, self.starts, mode="sum", per_sample_weights=values
         )
 
-    def sum_by_feature(self, values, table):
+    def sum_by_feature(self, values: Tensor, table: Tensor) -> Tensor:
         """(n,d): for each feature the sum of value * table[token], of values (P,), table (N,d)."""
         tokens = self.tokens[self.order]
         weights = values[self.order]
@@ -36,7 +37,7 @@ class Active:
         )
 
 
-def find_active(tokens, features, N, n):
+def find_active(tokens: Tensor, features: Tensor, N: int, n: int) -> Active:
     """The Active of pairs (P,) of tokens, in ascending order, and features."""
     order = features.argsort()
     starts = torch.searchsorted(tokens, torch.arange(N, device=tokens.device))
@@ -45,7 +46,7 @@ def find_active(tokens, features, N, n):
     return Active(tokens, features, starts, order, starts_by_feature)
 
 
-def top_of_token(pre, k):
+def top_of_token(pre: Tensor, k: int) -> Active:
     """The Active with the k largest of pre (N,n) at each token."""
     N, n = pre.shape
     features = pre.topk(k, sorted=False).indices.flatten()
@@ -53,7 +54,7 @@ def top_of_token(pre, k):
     return find_active(tokens, features, N, n)
 
 
-def top_of_batch(pre, k, guess):
+def top_of_batch(pre: Tensor, k: int, guess: float | Tensor) -> Active:
     """The Active with the N * k largest of pre (N,n), of whichever tokens.
 
     guess: a value that these probably exceed. It changes the work alone: to order all N * n takes
@@ -102,7 +103,7 @@ class PassToDecoder(Function):
         return gradient, ctx.active.sum_by_feature(values, gradient), None, None
 
 
-def decode(values, W_dec, active):
+def decode(values: Tensor, W_dec: Tensor, active: Active) -> Tensor:
     """(N,d): the sum of the active features' directions, of values (P,), W_dec (n,d)."""
     # PyTorch's own gradient for the values is quick, that for the table is not.
     total = active.sum_by_token(values, W_dec.detach())

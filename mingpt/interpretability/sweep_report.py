@@ -5,14 +5,21 @@ The pictures and the text are of the places that at least half of the pairs have
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mingpt.common import atomic_write
 from mingpt.interpretability import figures
-from mingpt.interpretability.graph import layout
+from mingpt.interpretability.graph import Layout, layout
+from mingpt.interpretability.pairs import Usable
+from mingpt.interpretability.shards import ShardFolder
 from mingpt.interpretability.sweep_summary import Running, SiteSummary, places_of, write_table
+from mingpt.model import GPT
 
 SHOWN = 5  # of the largest cells, and of the largest edges
 
@@ -21,13 +28,13 @@ SHOWN = 5  # of the largest cells, and of the largest edges
 class Totals:
     """What the pairs of all shards say together."""
 
-    unpatched: dict = field(default_factory=dict)  # {"clean" or "corrupted": Running}
-    sites: dict = field(default_factory=dict)  # {site: SiteSummary}
-    edges: dict = field(default_factory=dict)  # {method: Running of (R,S)}
-    failures: dict = field(default_factory=dict)  # as unpatched, of the pairs that fail
+    unpatched: dict[str, Running] = field(default_factory=dict)  # by "clean" and "corrupted"
+    sites: dict[str, SiteSummary] = field(default_factory=dict)  # by site
+    edges: dict[str, Running] = field(default_factory=dict)  # by method, (R,S)
+    failures: dict[str, Running] = field(default_factory=dict)  # as unpatched, of failing pairs
 
 
-def report(model, folder, work, keep_failures):
+def report(model: GPT, folder: ShardFolder, work: list[list[Usable]], keep_failures: bool) -> None:
     """Write cells.csv, a picture of each site, edges.csv and summary.json; print the largest."""
     totals = add_up(folder, work, keep_failures)
     if not totals.unpatched:
@@ -40,7 +47,7 @@ def report(model, folder, work, keep_failures):
     print(f"Wrote {folder.folder}.")
 
 
-def add_up(folder, work, keep_failures):
+def add_up(folder: ShardFolder, work: list[list[Usable]], keep_failures: bool) -> Totals:
     """The Totals of all shards, which are read one at a time."""
     totals = Totals()
     lengths = {one.length for shard in work for one in shard}
@@ -59,13 +66,15 @@ def add_up(folder, work, keep_failures):
     return totals
 
 
-def add_unpatched(unpatched, own):
+def add_unpatched(unpatched: dict[str, Running], own: dict[str, Tensor]) -> None:
     """Add what one pair's unpatched runs say: unpatched as in Totals, own {name: its tensor}."""
     for name in ("clean", "corrupted"):
         unpatched.setdefault(name, Running()).add(own[name].double())
 
 
-def add_pair(totals, settings, own, one, same_length):
+def add_pair(
+    totals: Totals, settings: dict[str, Any], own: dict[str, Tensor], one: Usable, same_length: bool
+) -> None:
     """Add one pair's cells and edges: own {name: its tensor}, one its Usable."""
     places = places_of(one.roles, one.length, one.first, same_length)
     for site in settings["sites"]:
@@ -74,7 +83,7 @@ def add_pair(totals, settings, own, one, same_length):
         totals.edges.setdefault(method, Running()).add(own[f"edges {method}"].double())
 
 
-def write_report(model, folder, totals, keep_failures):
+def write_report(model: GPT, folder: ShardFolder, totals: Totals, keep_failures: bool) -> None:
     """Write the tables and the pictures."""
     with atomic_write(folder.folder / "cells.csv") as temporary:
         write_table(totals.sites.values(), temporary)
@@ -85,7 +94,7 @@ def write_report(model, folder, totals, keep_failures):
     if totals.edges:
         with atomic_write(folder.folder / "edges.csv") as temporary:
             write_edges(layout(model), totals.edges, temporary)
-    numbers = {
+    numbers: dict[str, Any] = {
         "pairs": totals.unpatched["clean"].n,
         "failures": totals.failures["clean"].n if totals.failures else 0,
         "failures_kept": keep_failures,
@@ -96,7 +105,7 @@ def write_report(model, folder, totals, keep_failures):
         temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def draw(model, summary, kind, totals, path):
+def draw(model: GPT, summary: SiteSummary, kind: str, totals: Totals, path: Path) -> None:
     """Write the picture of a site's means by one kind of place."""
     # A column of few pairs beside columns of all of them would mislead.
     n = totals.unpatched["clean"].n
@@ -115,7 +124,7 @@ def draw(model, summary, kind, totals, path):
         figures.save_figure(figure, temporary)
 
 
-def edge_rows(graph, running):
+def edge_rows(graph: Layout, running: Running) -> list[tuple[str, str, float, float]]:
     """[(sender, reader, mean, standard error)] of all edges, the largest |mean| first."""
     error = running.error
     rows = []
@@ -126,7 +135,7 @@ def edge_rows(graph, running):
     return sorted(rows, key=lambda row: -abs(row[2]))
 
 
-def write_edges(graph, by_method, path):
+def write_edges(graph: Layout, by_method: dict[str, Running], path: Path) -> None:
     """Write every edge's score by each method as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -136,7 +145,7 @@ def write_edges(graph, by_method, path):
                 writer.writerow([method, *row, running.n])
 
 
-def print_report(model, settings, totals, keep_failures):
+def print_report(model: GPT, settings: dict[str, Any], totals: Totals, keep_failures: bool) -> None:
     """Print the unpatched runs, and the largest cells of each site and edges of each method."""
     n = totals.unpatched["clean"].n
     print(f"{n} pairs; logit(corrupted answer) - logit(clean answer), mean +- standard error")
@@ -161,13 +170,15 @@ def print_report(model, settings, totals, keep_failures):
             print(f"  {sender:>8} -> {reader:8} {mean:8.3f} +- {error:.3f}")
 
 
-def print_unpatched(unpatched):
+def print_unpatched(unpatched: dict[str, Running]) -> None:
     """Print a line for the clean and one for the corrupted run."""
     for name, running in unpatched.items():
         print(f"  {name:9} {running.mean:8.3f} +- {running.error:.3f}")
 
 
-def largest_cells(summary, kind, unpatched, least):
+def largest_cells(
+    summary: SiteSummary, kind: str, unpatched: Tensor, least: float
+) -> Iterator[str]:
     """Lines of the cells whose mean is farthest from that of the unpatched run.
 
     Of the places that at least so many pairs have: a mean of few says little.

@@ -10,10 +10,15 @@ it. The standard error is of the pairs as a sample of texts like these, not of o
 """
 
 import csv
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+Place = int | str  # a role, or a number
+Places = dict[str, dict[Place, list[int]]]  # {kind of place: {place: positions}}
 
 
 @dataclass
@@ -21,17 +26,17 @@ class Running:
     """Mean and standard error of values that come one by one. Source: Welford 1962."""
 
     n: int = 0
-    mean: Tensor | float = 0.0
-    squares: Tensor | float = 0.0  # sum of squared distances from the mean
+    mean: Tensor = torch.zeros((), dtype=torch.float64)
+    squares: Tensor = torch.zeros((), dtype=torch.float64)  # sum, of distances from the mean
 
-    def add(self, value):
+    def add(self, value: Tensor) -> None:
         self.n += 1
         distance = value - self.mean
         self.mean = self.mean + distance / self.n
         self.squares = self.squares + distance * (value - self.mean)
 
     @property
-    def error(self):
+    def error(self) -> Tensor:
         """The standard error of the mean; NaN for a single value."""
         if self.n < 2:
             return self.mean * torch.nan
@@ -43,11 +48,10 @@ class SiteSummary:
     """The cells of one site, over the pairs that have been added."""
 
     site: str
-    by_place: dict = field(
-        default_factory=dict
-    )  # {kind of place: {place: Running of (L,) or (L,H)}}
+    # {kind of place: {place: Running of (L,) or (L,H)}}
+    by_place: dict[str, dict[Place, Running]] = field(default_factory=dict)
 
-    def add(self, values, places):
+    def add(self, values: Tensor, places: Places) -> None:
         """Add a pair's cells: values (L,T) or (L,H,T); places {kind: {place: positions}}."""
         for kind, positions_of in places.items():
             running = self.by_place.setdefault(kind, {})
@@ -55,7 +59,7 @@ class SiteSummary:
                 value = values[..., positions].double().mean(-1)
                 running.setdefault(place, Running()).add(value)
 
-    def table(self, kind, least=1):
+    def table(self, kind: str, least: float = 1) -> tuple[list[Place], Tensor, Tensor]:
         """(places, mean, error): the two (L,K) or (L,H,K), in the order of the text.
 
         Of the places that at least so many pairs have.
@@ -67,7 +71,7 @@ class SiteSummary:
         error = torch.stack([running[place].error for place in places], -1)
         return places, mean, error
 
-    def rows(self):
+    def rows(self) -> Iterator[tuple[Place | float, ...]]:
         """Yield (kind, place, layer, head or "", mean, standard error, n) of every cell."""
         for kind, running in self.by_place.items():
             places, mean, error = self.table(kind)
@@ -77,7 +81,7 @@ class SiteSummary:
                 yield kind, places[k], layer, *(head or [""]), *numbers, running[places[k]].n
 
 
-def places_of(roles, T, first, same_length):
+def places_of(roles: Mapping[str, Iterable[int]], T: int, first: int, same_length: bool) -> Places:
     """{kind of place: {place: [positions]}} of one pair of T tokens.
 
     roles: {role: positions}. first: the first differing position. same_length: all pairs have T
@@ -94,7 +98,7 @@ def places_of(roles, T, first, same_length):
     }
 
 
-def write_table(summaries, path):
+def write_table(summaries: Iterable[SiteSummary], path: Path) -> None:
     """Write all cells of the SiteSummaries as CSV, a line for each."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

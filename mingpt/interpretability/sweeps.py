@@ -13,14 +13,18 @@ shards/, as safetensors. Several processes share the pairs: those of torchrun, o
 import hashlib
 import json
 import sys
+from argparse import Namespace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mingpt.common import atomic_write, check_device, command_parser, progress_bar, run_command
 from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import edges, pairs, sweep_report
 from mingpt.interpretability.activation_patching import DIRECTIONS, Sweep
 from mingpt.interpretability.graph import record_base_runs
+from mingpt.interpretability.pairs import Pair, Usable
 from mingpt.interpretability.shards import ShardFolder, digest
 from mingpt.interpretability.tasks import TASKS, Batch
 from mingpt.model import GPT
@@ -31,7 +35,7 @@ SHARD_PAIRS = 16  # of one length, which run side by side
 EDGE_METHODS = {"exact_edges": "exact", "eap": "eap"}
 
 
-def sweep(options):
+def sweep(options: Namespace) -> None:
     """Do this process's part of the work; who comes to the end of the last shard sums up."""
     sites = options.sites.split(",")
     for site in sites:
@@ -54,7 +58,7 @@ def sweep(options):
     folder = ShardFolder(options.output, settings)
     write_skipped(skipped, folder.folder / "skipped.jsonl")
 
-    own = process.own(range(len(work)))
+    own = process.own(list(range(len(work))))
     total = sum(len(work[number]) for number in own)
     has_worked = process.rank == 0
     with progress_bar(total=total, unit="pair", shown=process.rank == 0) as bar:
@@ -74,16 +78,16 @@ def sweep(options):
         sweep_report.report(model, folder, work, options.failures == "keep")
 
 
-def read(model, options):
+def read(model: GPT, options: Namespace) -> list[Pair]:
     """The Pairs of the file, or of the built-in task of that name."""
     if options.pairs in TASKS:
         return pairs.draw_task(model, options.pairs, options.count)
     return pairs.load_pairs(options.pairs)
 
 
-def cut(usable):
+def cut(usable: list[Usable]) -> list[list[Usable]]:
     """The shards, lists of Usable of one length, in the order in which the lengths first come."""
-    by_length = {}
+    by_length: dict[int, list[Usable]] = {}
     for one in usable:
         by_length.setdefault(one.length, []).append(one)
     shards = []
@@ -92,7 +96,9 @@ def cut(usable):
     return shards
 
 
-def compute(model, shard, sites, direction, methods):
+def compute(
+    model: GPT, shard: list[Usable], sites: list[str], direction: str, methods: list[str]
+) -> dict[str, Tensor]:
     """{name: tensor}, with B pairs first: what a shard says.
 
     clean, corrupted (B,): logit(corrupted answer) - logit(clean answer) of the unpatched runs. Of
@@ -117,7 +123,7 @@ def compute(model, shard, sites, direction, methods):
     return values
 
 
-def write_skipped(skipped, path):
+def write_skipped(skipped: list[tuple[Pair, str]], path: Path) -> None:
     """Write the pairs that cannot be used, as JSON lines with line and reason."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for pair, reason in skipped:
@@ -125,7 +131,7 @@ def write_skipped(skipped, path):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """The command line: its exit code."""
     parser = command_parser(__doc__)
     parser.add_argument("pairs", help=f"a file of pairs, or one of {', '.join(TASKS)}")
