@@ -52,6 +52,12 @@ def read_corpus(name):
     return texts
 
 
+def split_text(text):
+    """(its first nine tenths, for training; the last tenth, which is held out)."""
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
 def read_text(path):
     """The text of a file in utf-8; ValueError if there is none."""
     path = Path(path)

@@ -30,7 +30,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from experiments.corpora import read_corpus
+from experiments.corpora import read_corpus, split_text
 from experiments.presets import BYTES, PRESET_OF, PRESETS, Preset
 from mingpt.bpe import END_OF_TEXT, BPETokenizer, Encoder, train_bpe
 from mingpt.checkpointing import locked
@@ -82,8 +82,7 @@ def train(texts, preset, output, device="auto"):
 def train_in(output, texts, preset, device):
     """Train, as `train` says, in a folder that is free."""
     text = END_OF_TEXT.join(texts)
-    cut = len(text) * 9 // 10
-    parts = (text[:cut], text[cut:])  # for training, for validation
+    parts = split_text(text)
     merges = []
     if preset.vocab_size != BYTES:
         # From the training part alone: the validation text must be new in every respect.

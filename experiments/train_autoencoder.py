@@ -27,7 +27,7 @@ if __name__ == "__main__":
 import torch
 
 from experiments.autoencoder_presets import PRESET_OF, PRESETS, TEXT_OF, AutoencoderPreset
-from experiments.corpora import read_corpus
+from experiments.corpora import read_corpus, split_text
 from experiments.train import (
     add_options,
     hashes,
@@ -82,12 +82,10 @@ def train(model, texts, preset, output, device="auto"):
 def train_in(output, model, texts, preset, device):
     """Train, as `train` says, in a folder that is free."""
     text = END_OF_TEXT.join(texts)
-    cut = len(text) * 9 // 10
     settings = StreamConfig(**shared_fields(preset, StreamConfig))
     settings.beginning_token = bool(preset.beginning_token)
     streams = [
-        ActivationStream(model, settings, part.split(END_OF_TEXT))
-        for part in (text[:cut], text[cut:])  # for training, for validation
+        ActivationStream(model, settings, part.split(END_OF_TEXT)) for part in split_text(text)
     ]
     trainer = make_trainer(preset, streams[0], output, device)
     # Only now: settings that the model or the trainer refuses must not claim the folder.
