@@ -159,6 +159,16 @@ def report(name, output, text, length, bases, seed):
     print(f"\nWrote {written}.")
 
 
+def add_prompt_options(parser):
+    """Give the parser the options of draw_prompts, and --text, a file to take bases from."""
+    parser.add_argument(
+        "--text", help="a file to take bases from; default: none, bases of random tokens"
+    )
+    parser.add_argument("--length", type=int, help="tokens in a base; default: 32, or what fits")
+    parser.add_argument("--bases", type=int, default=32, help="prompts; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts; default: %(default)s")
+
+
 def main(arguments=None):
     """The command line: its exit code."""
     parser = command_parser(__doc__)
@@ -172,12 +182,7 @@ def main(arguments=None):
         required=True,
         help="folder for induction.png, induction.csv and induction_curve.png",
     )
-    parser.add_argument(
-        "--text", help="a file to take bases from; default: none, bases of random tokens"
-    )
-    parser.add_argument("--length", type=int, help="tokens in a base; default: 32, or what fits")
-    parser.add_argument("--bases", type=int, default=32, help="prompts; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts; default: %(default)s")
+    add_prompt_options(parser)
     return run_command(lambda options: report(**vars(options)), parser.parse_args(arguments))
 
 

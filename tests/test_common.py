@@ -127,6 +127,7 @@ COMMANDS = (
     "experiments.train_names",
     "experiments.circuit_study",
     "experiments.induction_study",
+    "experiments.induction_seeds",
     "experiments.prediction_layers",
 )
 

@@ -1,14 +1,16 @@
 """Induction heads: scores and ablations against plain forwards, known heads, the command line."""
 
 import csv
+import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from matplotlib.text import Text
 
-from experiments import induction_study
+from experiments import induction_seeds, induction_study
 from experiments.induction_figures import columns, plot_curve, plot_study
 from mingpt import pretrained
 from mingpt.bpe import BPETokenizer, Encoder
@@ -528,3 +530,83 @@ def test_an_output_that_is_a_file_is_an_error(run_folder, tmp_path, capsys):
     assert induction_study.main([str(run_folder), "--output", str(tmp_path / "out")]) == 2
     assert "error: " in capsys.readouterr().err
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.fixture(scope="module")
+def two_runs(run_folder, tmp_path_factory):
+    """Folders of two runs for 40 steps: seed 5 stopped at step 20, seed 6 at step 3."""
+    folder = tmp_path_factory.mktemp("seeds")
+    for seed, name in ((5, "first"), (6, "second")):
+        shutil.copytree(run_folder, folder / name)
+        settings = {"seed": seed, "max_iters": 40, "text": "", "merges": ""}
+        (folder / name / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    shutil.rmtree(folder / "second" / "step-00000020")
+    return [str(folder / "first"), str(folder / "second")]
+
+
+def largest_difference(model):
+    """(head, mean A(r)-A(c), standard error), the largest of all heads, one prompt at a time."""
+    repeats, controls = draw_prompts(model)
+    n = repeats.size(1) // 4
+    differences = {(layer, head): [] for layer in range(2) for head in range(4)}
+    for pair in zip(repeats, controls):
+        stripes = []
+        for ids in pair:
+            model(ids[None], store_activations=["pattern"])
+            pattern = torch.stack([*model.activations["pattern"].values()])[:, 0]  # (L,H,T,T)
+            rows = range(n, 4 * n)
+            stripes.append(sum(pattern[:, :, t, t - n + 1] for t in rows) / len(rows))
+        for head, values in differences.items():
+            values.append((stripes[0] - stripes[1])[head].item())
+    head = max(differences, key=lambda head: sum(differences[head]))
+    values = torch.tensor(differences[head])
+    return head, values.mean().item(), values.std().item() / len(values) ** 0.5
+
+
+@torch.no_grad()
+def test_the_runs_are_compared_by_their_largest_head_at_every_step(two_runs, tmp_path, capsys):
+    output = tmp_path / "new" / "out"
+    assert induction_seeds.main([*two_runs, "--output", str(output), "--threshold", "0.2"]) == 0
+    with open(output / "seeds.csv", encoding="utf-8", newline="") as file:
+        header, *rows = [*csv.reader(file)]
+    assert header[:5] == ["run", "seed", "step", "head", "A(r)-A(c)"]
+    runs = [(two_runs[0], "5", "3"), (two_runs[0], "5", "20"), (two_runs[1], "6", "3")]
+    assert [tuple(row[:3]) for row in rows] == runs
+    for name, _, step, *found in rows:
+        model = GPT.from_pretrained(f"{name}/step-{int(step):08}")
+        head, mean, error = largest_difference(model)
+        assert found[0] == "{}.{}".format(*head)
+        assert [*map(float, found[1:3])] == pytest.approx([mean, error], abs=1e-6)
+        study = study_induction(model, kinds=())
+        saved, error = mean_error(study.loss_controls - study.loss_repeats)
+        assert [*map(float, found[3:])] == pytest.approx([saved.item(), error.item()])
+    printed = capsys.readouterr().out
+    assert (
+        f"seed 5 ({two_runs[0]}), up to step 20 of 40\n  passed: head 1.2 at step 20, " in printed
+    )
+    assert "the step measured before: 3\n  leads: head 1.2, " in printed
+    assert f"seed 6 ({two_runs[1]}), up to step 3 of 40\n  passed: none\n" in printed
+
+
+def test_the_picture_of_the_runs_has_a_line_for_each_as_far_as_it_went(two_runs):
+    runs = {name: induction_seeds.read_run(name, bases=B) for name in two_runs}
+    above, below = induction_seeds.plot_runs(runs, 0.2).axes
+    labels = ["seed 5, step 20 of 40", "seed 6, step 3 of 40"]
+    assert [text.get_text() for text in above.get_legend().get_texts()] == labels
+    for axes in (above, below):
+        steps = [bars.lines[0].get_xdata() for bars in axes.containers]
+        assert [list(line) for line in steps] == [[3, 20], [3]]
+
+
+def test_what_is_no_run_is_refused_and_leaves_no_folder(two_runs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ([two_runs[0], str(tmp_path / "empty")], "has no run with step-N folders"),
+        ([f"{two_runs[0]}/step-00000003"], "files that are not of a training run"),
+        ([two_runs[0], "--text", "missing.txt"], "missing.txt cannot be read"),
+        ([two_runs[0], "--length", "9"], "2 to 8 tokens"),
+    ]
+    for arguments, message in cases:
+        assert induction_seeds.main([*arguments, "--output", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
