@@ -201,10 +201,10 @@ def find_attention_patterns(
         # The same tokens in another order: a head that goes by position alone does not notice.
         order = torch.randperm(ids.size(1), generator=generator)
         shuffled = extract_attention(model, ids[:, order]) * counted
-        scores["positional"].append(_likeness(pattern, shuffled))
+        scores["positional"].append(likeness(pattern, shuffled))
         # Random tokens close brackets by chance alone, so their texts are not asked for.
         tokens = [] if is_random else token_texts(model, ids[0])
-        for kind, expected in _expected_keys(ids[0], tokens).items():
+        for kind, expected in expected_keys(ids[0], tokens).items():
             name = "mean" if kind == "delimiter" else measure
             scores[kind].append(_score(pattern, expected * counted, name))
     if not scores["positional"]:
@@ -252,7 +252,7 @@ def _counted_weights(ids, exclude_bos, exclude_current_token):
     return counted
 
 
-def _expected_keys(ids, tokens):
+def expected_keys(ids, tokens):
     """{kind: (T,T)}: 1 at the keys to which a head of the kind would attend, on ids (T,).
 
     "delimiter" is there only if the tokens, texts, have pairs of delimiters: a text without any
@@ -301,7 +301,7 @@ def _score(pattern, expected, measure):
     return hit / whole.clamp_min(1e-9)
 
 
-def _likeness(pattern, other):
+def likeness(pattern, other):
     """(L,H): 1 - the total variation between two patterns (L,H,T,T), averaged over queries.
 
     The first query is left out: it has one key, and so the same weight in both.
