@@ -299,7 +299,7 @@ def main(arguments=None):
     parser.add_argument(
         "--texts",
         type=int,
-        default=500,
+        default=200,
         help="passages, or windows of the text; default: %(default)s, or as many as there are",
     )
     return run_command(lambda options: report(**vars(options)), parser.parse_args(arguments))

@@ -28,7 +28,7 @@ from mingpt.common import atomic_write, progress_bar
 from mingpt.interpretability import induction, runs
 from mingpt.sites import Patch
 
-DRAWS = 8  # of control heads, where there are so many
+DRAWS = 5  # of control heads, where there are so many
 STANDS_IN = {"zero": "zeros", "mean": "their means"}  # for the heads' z
 REFERENCES = 64  # texts, of which a head's mean z is taken
 
