@@ -5,11 +5,14 @@ only k rows of each weight get a gradient from it: k / n of the work of the matr
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
+
+Gradients = tuple[Tensor | None, ...]  # for each input of a Function
 
 
 @dataclass
@@ -74,14 +77,16 @@ class Encode(Function):
     """values (P,) of the active features of x (N,d), whose pre-activations are known."""
 
     @staticmethod
-    def forward(ctx, x, W_enc, b_enc, pre, active):
+    def forward(
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, pre: Tensor, active: Active
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.active = active
         ctx.n = len(b_enc)
         return pre[active.tokens, active.features]
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         (x,) = ctx.saved_tensors
         to_weights = ctx.active.sum_by_feature(gradient, x)  # (n,d)
         to_bias = gradient.new_zeros(ctx.n).index_add_(0, ctx.active.features, gradient)
@@ -92,13 +97,13 @@ class PassToDecoder(Function):
     """The sum (N,d) as it is; its gradient goes to W_dec, by way of the active values (P,)."""
 
     @staticmethod
-    def forward(ctx, total, W_dec, values, active):
+    def forward(ctx: Any, total: Tensor, W_dec: Tensor, values: Tensor, active: Active) -> Tensor:
         ctx.save_for_backward(values)
         ctx.active = active
         return total.view_as(total)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         (values,) = ctx.saved_tensors
         return gradient, ctx.active.sum_by_feature(values, gradient), None, None
 
