@@ -41,7 +41,7 @@ class Losses:
     """
 
     inputs: str  # "repeats" or "texts"
-    without: str  # "nothing", the heads, or "2 others, 8 draws"
+    without: str  # "nothing", the heads, or "as many others (draws: 5)"
     kind: str  # what stands in for them: "zero", "mean", or "" for nothing
     n: int
     parts: str  # losses of the parts, from the beginning to the end
@@ -62,7 +62,7 @@ def study_losses(model, rows, prompts, heads):
     draws = draw_controls(model, heads)
     names = {" ".join(map(dotted, heads)): [heads]} if heads else {}
     if draws:
-        names[f"{len(heads)} others, {len(draws)} draws"] = draws
+        names[f"as many others (draws: {len(draws)})"] = draws
     repeats = prompts[0].split(1)
     inputs = {"repeats": (repeats, split_pieces), "texts": (rows, split_tenths)}
     # A mean over repeats would know the piece.

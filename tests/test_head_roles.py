@@ -204,9 +204,9 @@ def test_losses_and_shares_are_those_of_plain_forwards():
     assert [(line.inputs, line.without, line.kind) for line in found[:5]] == [
         ("repeats", "nothing", ""),
         ("repeats", "2.1 3.0", "zero"),
-        ("repeats", "2 others, 5 draws", "zero"),
+        ("repeats", "as many others (draws: 5)", "zero"),
         ("repeats", "2.1 3.0", "mean"),
-        ("repeats", "2 others, 5 draws", "mean"),
+        ("repeats", "as many others (draws: 5)", "mean"),
     ]
     assert len(draws) == len(set(draws)) == in_context.DRAWS  # of the 6 pairs that there are
     assert not {(2, 1), (3, 0)} & {head for draw in draws for head in draw}
@@ -264,7 +264,7 @@ def test_without_its_induction_head_the_model_made_by_hand_learns_nothing_in_con
     shares = {(line.without, line.kind): line for line in found if line.inputs == "repeats"}
     for kind in ("zero", "mean"):
         assert shares["1.2", kind].share_lost > 0.9
-        others = shares["1 others, 3 draws", kind]
+        others = shares["as many others (draws: 3)", kind]
         assert others.share_lost == pytest.approx(0, abs=1e-6)
         assert others.least_share == pytest.approx(others.largest_share, abs=1e-6)
     # The controls are random: nothing in them can be learned.
