@@ -88,7 +88,7 @@ def experiment(options):
     )
     print(reports.describe_pair(tokenizer, clean, corrupted))
 
-    clean_answer, corrupted_answer = (reports.quote_token(tokenizer, i.item()) for i in answers)
+    clean_answer, corrupted_answer = (reports.quote_token(tokenizer, int(i)) for i in answers)
     quantity = f"logit({corrupted_answer}) - logit({clean_answer})"
     unpatched = show_unpatched(model, torch.cat((clean, corrupted)), answers, quantity)
 

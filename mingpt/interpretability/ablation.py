@@ -6,13 +6,23 @@ without which much is lost may only have kept the stream in the range that later
 Mean and resampling are the milder questions.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from mingpt.interpretability import partial_runs, runs
-from mingpt.interpretability.inputs import answer_ids, encode, parse_component
+from mingpt.interpretability.inputs import (
+    Answer,
+    ComponentName,
+    Inputs,
+    answer_ids,
+    encode,
+    parse_component,
+)
 from mingpt.interpretability.readout import answer_direction, logit_diff, next_token_loss
+from mingpt.model import GPT
 from mingpt.sites import Patch
 
 # Where each part of a layer is replaced.
@@ -25,7 +35,14 @@ SITES_OF = {
 
 
 @torch.no_grad()
-def ablate_component(model, inputs, component, kind="zero", answers=None, reference=None):
+def ablate_component(
+    model: GPT,
+    inputs: Inputs,
+    component: ComponentName | Sequence[ComponentName],
+    kind: str = "zero",
+    answers: Sequence[Answer] | None = None,
+    reference: Inputs | None = None,
+) -> float:
     """What removing a component costs, a float: the rise of the next-token loss, in nats.
 
     It is the mean over all tokens of the inputs. With answers (right, wrong), ids or texts of one
@@ -45,14 +62,21 @@ def ablate_component(model, inputs, component, kind="zero", answers=None, refere
     sites = {SITES_OF[part] for part, _, _ in parts}
     measure = _measure(model, ids, answers)
     replacement = _replacements(model, ids, kind, reference, sites)
-    patches = [_ablation(*part, replacement) for part in parts]
+    patches = [_ablation(replacement, *part) for part in parts]
     ablated = runs.run(model, ids, patches)
     intact = runs.run(model, ids)
     return (measure(ablated[:, None]) - measure(intact[:, None])).item()
 
 
 @torch.no_grad()
-def ablate_heads(model, inputs, kind="zero", answers=None, reference=None, max_tokens=4096):
+def ablate_heads(
+    model: GPT,
+    inputs: Inputs,
+    kind: str = "zero",
+    answers: Sequence[Answer] | None = None,
+    reference: Inputs | None = None,
+    max_tokens: int = 4096,
+) -> Tensor:
     """ablate_component for every head by itself: (L,H), in the same units.
 
     Cost: 1 pass and the tails of the L*H ablated runs.
@@ -88,7 +112,7 @@ def _parts(model, component):
     return [(part.kind, part.layer, part.index)]
 
 
-def _ablation(kind, layer, index, replacement):
+def _ablation(replacement, kind, layer, index):
     """The Patch that puts the replacement in the place of a part, at all positions."""
     site = SITES_OF[kind]
     value = replacement(site, layer, index)

@@ -10,15 +10,17 @@ are computed that the reader's change comes to.
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.common import progress_bar
+from mingpt.interpretability.graph import BaseRuns, TaskRuns
 
 FEW = 8  # edges that are tried side by side at first
 
 
 @torch.no_grad()
-def prune_edges(runs, smallest, max_tokens=4096):
+def prune_edges(runs: TaskRuns, smallest: float, max_tokens: int = 4096) -> tuple[Tensor, Tensor]:
     """(scores, mask of the edges that stay), (R,S); a score is the drop of the metric without it.
 
     runs: TaskRuns. smallest: the least drop for which an edge stays, in logits. max_tokens: how
@@ -44,8 +46,8 @@ def prune_edges(runs, smallest, max_tokens=4096):
         size = FEW
         while left:
             tried = left[: min(size, most)]
-            without = [run.try_without(mask, reader, tried) for run in batches]
-            without = torch.cat(without, 1)  # (n,B), ... -> (n,pairs)
+            trials = [run.try_without(mask, reader, tried) for run in batches]
+            without = torch.cat(trials, 1)  # (n,B), ... -> (n,pairs)
             metrics = [metric, *without.mean(1).tolist()]
             gone = _count_gone(metrics, smallest)
             metric = metrics[gone]
@@ -76,18 +78,19 @@ def _count_gone(metrics, smallest):
 class PrunedRun:
     """One batch's run along the edges that are still there, and trials without some more."""
 
-    def __init__(self, base):
+    def __init__(self, base: BaseRuns):
         self.base = base
         self.change = base.change.clone()  # (S,B,T,C): each sender's output, less the corrupted one
-        self.new = {}  # of the last trial: {sender: (n,B,T,C)}, where the change is another
+        # Of the last trial: {sender: (n,B,T,C)}, where the change is another.
+        self.new: dict[int, Tensor] = {}
         graph = base.graph
         self.names = [*graph.senders, "logits"]
         self.nodes = [self.names.index(node) for node in graph.nodes]  # of each reader
-        self.readers = [[] for _ in self.names]  # of each node
+        self.readers: list[list[int]] = [[] for _ in self.names]  # of each node
         for reader, node in enumerate(self.nodes):
             self.readers[node].append(reader)
 
-    def try_without(self, mask, reader, senders):
+    def try_without(self, mask: Tensor, reader: int, senders: list[int]) -> Tensor:
         """Metric (n,B): without the first of the reader's n senders, the first two, ..., all."""
         self.new = {}
         gone = self.change[senders].cumsum(0)  # (n,B,T,C)
@@ -109,7 +112,7 @@ class PrunedRun:
         end = self._read(mask, -1)[None, :, -1]  # (1,B,C)
         return self.base.metric(end).expand(len(senders), -1)
 
-    def take_out(self, n):
+    def take_out(self, n: int) -> None:
         """Go on from the last trial's run without the first n senders."""
         if n:
             for sender, change in self.new.items():
@@ -151,8 +154,8 @@ class PrunedRun:
         for stream, weight, bias in zip(streams, weights, biases):
             read = block.ln_1(stream)
             qkv.append(F.linear(read, weight, bias))
-        qkv = torch.broadcast_tensors(*qkv)  # (n,B,T,D)
-        z = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
+        q, k, v = torch.broadcast_tensors(*qkv)  # (n,B,T,D)
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale)
         change = z - corrupted["z"][layer][:, head]
         weight = attn.c_proj.weight.chunk(graph.n_head, dim=1)[head]  # (C,C) -> (C,D)
         return change @ weight.T

@@ -8,23 +8,45 @@ happens in other texts, nor that the cell is the only way. Sources: Meng et al. 
 2202.05262), Zhang & Nanda 2023 (arXiv 2309.16042), Heimersheim & Nanda 2024 (arXiv 2404.15255).
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from torch import Tensor
 
 from mingpt.common import CheckFailed, check_finite, progress_bar
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401
-from mingpt.interpretability.inputs import answer_pair, encode, encode_pair, text_of, token_texts
+from mingpt.interpretability.inputs import (
+    Answer,
+    Inputs,
+    answer_pair,
+    encode,
+    encode_pair,
+    text_of,
+    token_texts,
+)
 from mingpt.interpretability.patching_result import PatchingResult
 from mingpt.interpretability.path_patching import path_patching  # noqa: F401, found here too
 from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
-from mingpt.sites import SITES_WITH_HEADS, Patch, as_store, check_site
+from mingpt.model import GPT
+from mingpt.sites import (
+    SITES_WITH_HEADS,
+    Activations,
+    Patch,
+    Position,
+    Replacement,
+    as_store,
+    check_site,
+)
 
 # What is put in, and the run that it is put into.
 DIRECTIONS = {"denoise": ("clean", "corrupted"), "noise": ("corrupted", "clean")}
 
 
 @torch.no_grad()
-def get_activations(model, inputs, sites=("resid_post",)):
+def get_activations(
+    model: GPT, inputs: Inputs, sites: Iterable[str] = ("resid_post",)
+) -> Activations:
     """{site: {layer: tensor}} of one run, copies. Cost: 1 pass.
 
     inputs: a text, texts of equal token length, or ids (B,T). sites: names, or one name.
@@ -35,7 +57,15 @@ def get_activations(model, inputs, sites=("resid_post",)):
 
 
 @torch.no_grad()
-def patch_activation(model, inputs, layer, position, activation, site="resid_post", head=None):
+def patch_activation(
+    model: GPT,
+    inputs: Inputs,
+    layer: int,
+    position: Position,
+    activation: Replacement,
+    site: str = "resid_post",
+    head: int | None = None,
+) -> Tensor:
     """Last-token logits (B,V) of one run with one patch; see mingpt.sites.Patch. One pass."""
     patch = Patch(layer, position, activation, site, head)
     return _run_patch(model, encode(model, inputs), patch)
@@ -55,16 +85,16 @@ def _run_patch(model, ids, patch):
 
 @torch.no_grad()
 def patch_layers(
-    model,
-    clean_input,
-    corrupted_input,
-    target_token=None,
-    corrupted_token=None,
-    site="resid_post",
-    direction="denoise",
-    each_position=True,
-    max_tokens=4096,
-):
+    model: GPT,
+    clean_input: Inputs,
+    corrupted_input: Inputs,
+    target_token: Answer = None,
+    corrupted_token: Answer = None,
+    site: str = "resid_post",
+    direction: str = "denoise",
+    each_position: bool = True,
+    max_tokens: int = 4096,
+) -> PatchingResult:
     """Patch every layer (and head) at every position, or with each_position=False at all at once.
 
     clean_input, corrupted_input: texts, ids (1,T), or lists of B texts or ids (B,T), of equal token
@@ -101,7 +131,9 @@ class Sweep:
     """
 
     @torch.no_grad()
-    def __init__(self, model, clean, corrupted, direction, sites):
+    def __init__(
+        self, model: GPT, clean: Tensor, corrupted: Tensor, direction: str, sites: Sequence[str]
+    ):
         for site in sites:
             check_site(site)
         if direction not in DIRECTIONS:
@@ -114,7 +146,7 @@ class Sweep:
         self.source, self.target = runs.record_pair(model, ids[source], ids[target], kept)
         # Left of the first difference the runs are the same, and a patch changes nothing.
         differs = (clean != corrupted).any(0)  # (T,)
-        self.positions = range(differs.nonzero()[0].item(), len(differs))
+        self.positions = range(int(differs.nonzero()[0]), len(differs))
         self.end = self._end_of(self.target)  # of the run into which is put
         # {"clean", "corrupted": (B,C)}: last vectors, after the final norm.
         self.unpatched = {source: self._end_of(self.source), target: self.end}
@@ -125,7 +157,15 @@ class Sweep:
         return self.model.transformer.ln_f(last)
 
     @torch.no_grad()
-    def run(self, site, layers=None, positions=None, head=None, max_tokens=4096, desc=None):
+    def run(
+        self,
+        site: str,
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        head: int | None = None,
+        max_tokens: int = 4096,
+        desc: str | None = None,
+    ) -> Tensor:
         """(B,layers,R,positions,C): last vectors, after the final norm, of one run a cell.
 
         layers: ascending; None for all. positions: those that are patched, each by itself; None for
@@ -133,7 +173,7 @@ class Sweep:
         and for sites without heads, R = 1. The rest as in patch_layers.
         """
         each_position = positions is not None
-        if not each_position:
+        if positions is None:
             positions = [self.positions[0]]
         new = self.source[site]
         patched = partial_runs.patch_site(
@@ -144,7 +184,9 @@ class Sweep:
         check_finite(ends)
         return ends
 
-    def vectors(self, site, each_position=True, max_tokens=4096, desc=None):
+    def vectors(
+        self, site: str, each_position: bool = True, max_tokens: int = 4096, desc: str | None = None
+    ) -> dict[str, Tensor]:
         """{"clean", "corrupted": (B,C), "patched": (B,cells,C)} of all cells; see PatchingResult.
 
         Cost: the tails of the patched runs.
@@ -156,7 +198,7 @@ class Sweep:
             ends = ends[:, :, 0]
         return self.unpatched | {"patched": ends}
 
-    def with_unchanged(self, ends):
+    def with_unchanged(self, ends: Tensor) -> Tensor:
         """(B,l,R,T,C) of the ends (B,l,R,P,C) at all positions that a patch can change.
 
         Before them a patch puts in what was there: those cells are the unpatched run's end.
@@ -167,7 +209,13 @@ class Sweep:
 
 
 @torch.no_grad()
-def patch_loop(model, clean_input, corrupted_input, target_token=None, corrupted_token=None):
+def patch_loop(
+    model: GPT,
+    clean_input: Inputs,
+    corrupted_input: Inputs,
+    target_token: Answer = None,
+    corrupted_token: Answer = None,
+) -> Tensor:
     """patch_layers(...).logit_diff for one pair, by its definition: (L,T), in logits; slow.
 
     Each cell is a forward pass of its own, with the clean residual stream after block l at position
@@ -198,7 +246,9 @@ def _run_cell(model, corrupted, clean_stream, cell):
 
 
 @torch.no_grad()
-def check_cells(model, clean, corrupted, result, count=2):
+def check_cells(
+    model: GPT, clean: Tensor, corrupted: Tensor, result: PatchingResult, count: int = 2
+) -> str:
     """A sentence; CheckFailed if cells of a sweep are not what they are when each is run by itself.
 
     result: the PatchingResult of patch_layers(model, clean, corrupted, ...) for one pair at
@@ -233,13 +283,13 @@ def check_cells(model, clean, corrupted, result, count=2):
 
 
 def attribution_patching(
-    model,
-    clean_input,
-    corrupted_input,
-    target_token=None,
-    corrupted_token=None,
-    sites=("resid_post",),
-):
+    model: GPT,
+    clean_input: Inputs,
+    corrupted_input: Inputs,
+    target_token: Answer = None,
+    corrupted_token: Answer = None,
+    sites: Iterable[str] = ("resid_post",),
+) -> dict[str, Tensor]:
     """Linear estimate of how far each cell of patch_layers moves logit_diff: {site: (L,T)}.
 
     (L,H,T) at sites with heads; in logits, from the corrupted run's difference, averaged over the
@@ -258,8 +308,8 @@ def attribution_patching(
     with torch.enable_grad():
         stream, recorded = runs.record_with_gradient(model, corrupted, sites)
         difference = -logit_diff(model, stream[:, -1], direction).mean()
-        gradients = torch.autograd.grad(difference, list(recorded.values()))
-    gradients = dict(zip(recorded, gradients))
+        found = torch.autograd.grad(difference, list(recorded.values()))
+    gradients = dict(zip(recorded, found))
     estimates = {}
     for site in sites:
         layers = []

@@ -24,7 +24,7 @@ from mingpt.interpretability.graph import TaskRuns, layout, record_task
 from mingpt.model import GPT
 
 # For each method the one of edge_attribution; acdc scores edges in its own way.
-METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": None}
+METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": "acdc"}
 
 
 class Edge(NamedTuple):

@@ -8,21 +8,26 @@ Sources: Wang et al. 2022 (arXiv 2211.00593), Syed et al. 2023 (EAP, arXiv 2310.
 2024 (EAP-IG, arXiv 2403.17806).
 """
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.common import progress_bar
 from mingpt.interpretability import partial_runs, runs
-from mingpt.interpretability.graph import record_base_runs
-from mingpt.interpretability.tasks import MAX_TOKENS, load_task
+from mingpt.interpretability.graph import BaseRuns, record_base_runs
+from mingpt.interpretability.tasks import MAX_TOKENS, Task, load_task
+from mingpt.model import GPT
 
 METHODS = ("exact", "eap", "eap-ig-inputs")
 GRADIENT_SITES = ("q", "k", "v", "resid_mid", "resid_post")
 
 
-def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=4096):
+def edge_attribution(
+    model: GPT, task: Task, method: str = "eap-ig-inputs", steps: int = 5, max_tokens: int = 4096
+) -> Tensor:
     """Score of every edge, (R,S) as in `layout`, in logits, averaged over the pairs; else 0.
 
     The score is the drop of the metric when this one edge gets its corrupted value in the clean
@@ -43,11 +48,13 @@ def edge_attribution(model, task, method="eap-ig-inputs", steps=5, max_tokens=40
 
 
 @torch.no_grad()
-def score_edges(bases, method, steps=5, max_tokens=4096):
+def score_edges(
+    bases: Iterable[BaseRuns], method: str, steps: int = 5, max_tokens: int = 4096
+) -> Tensor:
     """edge_attribution of batches whose BaseRuns are there already: (R,S)."""
     if method == "eap":
         steps = 1
-    scores = 0
+    scores = torch.zeros(())
     pairs = 0
     for base in bases:
         if method == "exact":
@@ -68,7 +75,7 @@ def _exact_scores(base, max_tokens):
 
 
 @torch.no_grad()
-def exact_pieces(base, max_tokens=4096):
+def exact_pieces(base: BaseRuns, max_tokens: int = 4096) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield the exact scores of some edges after the other: (readers, senders, drops).
 
     readers, senders: slices of (R,S); drops: (r,s), summed over the pairs.
@@ -145,7 +152,8 @@ def _attend_corrupted(base, layer, role, changes):
         heads = attn.split_heads(written)
         heads = heads.expand(len(changes), -1, -1, -1, -1)  # (s,B,H,T,D)
         qkv.append(heads)
-    return F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
+    q, k, v = qkv
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale)
 
 
 def _measure_drops(base, start, streams, max_tokens):
@@ -175,7 +183,7 @@ def _gradient_scores(base, steps):
     shares = torch.arange(1, steps + 1).to(clean) / steps
     # Runs side by side read the weights once; a bound on them bounds the memory.
     at_once = max(1, MAX_TOKENS // base.batch.clean.numel())
-    scores = 0
+    scores = torch.zeros(())
     for some in shares.split(at_once):
         embeddings = torch.lerp(corrupted, clean, some.view(-1, 1, 1, 1))  # (n,B,T,C)
         rows = list(_score_rows(base, embeddings))

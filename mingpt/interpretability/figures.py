@@ -6,12 +6,20 @@ A heatmap is read from top to bottom, as the model runs: layer 0 is the top row.
 import csv
 import sys
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
 from textwrap import wrap
-from typing import NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-from mingpt.common import atomic_write
+from torch import Tensor
+
+from mingpt.common import AnyPath, atomic_write
+
+if TYPE_CHECKING:  # it imports matplotlib
+    from mingpt.interpretability.notebook_figure import Figure
+
+Columns = Sequence[str] | range  # the labels of columns: texts, or the numbers of heads
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150  # dots of an inch, in a file
@@ -23,7 +31,7 @@ MOST_WORDS = 80  # columns, which fill those inches with words
 FAINT = 0.05
 
 
-def check_output(path, suffixes=SUFFIXES):
+def check_output(path: AnyPath, suffixes: Sequence[str] = SUFFIXES) -> None:
     """ValueError unless a picture (or a page) can be written to path, and its table beside it."""
     path = Path(path)
     if path.suffix not in suffixes:
@@ -48,19 +56,19 @@ def check_output(path, suffixes=SUFFIXES):
         ) from error
 
 
-def quote(text, most=160):
+def quote(text: str, most: int = 160) -> str:
     """The text as Python writes it; of a long one the beginning and the end, with "..." between."""
     if len(text) > most:
         text = f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
     return repr(text)
 
 
-def token_labels(tokens):
+def token_labels(tokens: Iterable[str]) -> list[str]:
     """["0 Michelle", "1  Jones", ...]: position, a space, the token as in visible_text."""
     return [f"{position} {visible_text(token)}" for position, token in enumerate(tokens)]
 
 
-def visible_text(token):
+def visible_text(token: str) -> str:
     """The token with line ends and the like written as escapes."""
     return repr(token)[1:-1]
 
@@ -75,15 +83,15 @@ class Scale(NamedTuple):
 
 
 def draw_heatmap(
-    values,
-    columns,
-    title,
-    quantity,
-    rows=None,
-    xlabel="position and token",
-    scale=None,
-    marks=None,
-):
+    values: Tensor,
+    columns: Columns,
+    title: str,
+    quantity: str,
+    rows: Sequence[str] | None = None,
+    xlabel: str = "position and token",
+    scale: Scale | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> "Figure":
     """The matplotlib Figure of values (rows, columns), row 0 at the top.
 
     title, quantity (of the colour bar) and the labels are shown to the letter. rows: "layer.head"
@@ -105,7 +113,14 @@ def draw_heatmap(
     return figure
 
 
-def save_heatmap(values, tokens, title, quantity, path, marks=None):
+def save_heatmap(
+    values: Tensor,
+    tokens: Sequence[str],
+    title: str,
+    quantity: str,
+    path: AnyPath,
+    marks: Mapping[str, float] | None = None,
+) -> tuple[Path, Path]:
     """Write draw_heatmap of values (L,T), and beside it the same as a CSV, both or neither.
 
     -> the two paths. ValueError if one cannot be written: then both files are as they were.
@@ -135,7 +150,13 @@ def _put_back(path, before):
             temporary.write_bytes(before)
 
 
-def plot_effects(values, tokens=None, title="", quantity="effect (logits)", path=None):
+def plot_effects(
+    values: Tensor,
+    tokens: Sequence[str] | None = None,
+    title: str = "",
+    quantity: str = "effect (logits)",
+    path: AnyPath | None = None,
+) -> "Figure":
     """The matplotlib Figure of effects, layers down: (L,H), or with the T tokens (L,T) or (L,H,T).
 
     Red above 0, blue below. path (.png, .svg, .pdf): written there. For what ablate_heads,
@@ -145,7 +166,9 @@ def plot_effects(values, tokens=None, title="", quantity="effect (logits)", path
     return shown(draw_heatmap(values, columns, title, quantity, rows, xlabel), path)
 
 
-def as_table(values, tokens=None):
+def as_table(
+    values: Tensor, tokens: Sequence[str] | None = None
+) -> tuple[Tensor, list[str] | None, Columns, str]:
     """(values (rows, columns), labels of rows or None for layers, of columns, of the axis).
 
     values: (L,) or (L,H); with the T tokens (L,T) or (L,H,T).
@@ -170,7 +193,9 @@ def as_table(values, tokens=None):
     return values, rows, token_labels(tokens), "position and token"
 
 
-def draw_words(values, columns, words, title, quantity, largest):
+def draw_words(
+    values: Tensor, columns: list[str], words: list[str], title: str, quantity: str, largest: float
+) -> "Figure":
     """The matplotlib Figure of values (L,T) with a word in each cell, layer 0 at the top.
 
     Colours: from white at 0 to dark blue at `largest`. words: L*T texts, a row after the other. In
@@ -277,7 +302,7 @@ def _mark(bar, marks):
         bar.text(-0.4, value, name, ha="right", va=side, transform=bar.get_yaxis_transform())
 
 
-def shown(figure, path=None):
+def shown(figure: "Figure", path: AnyPath | None = None) -> "Figure":
     """The figure, as it is; written to path (.png, .svg, .pdf) if there is one.
 
     ValueError, as check_output, if it cannot be written.
@@ -289,7 +314,7 @@ def shown(figure, path=None):
     return figure
 
 
-def save_figure(figure, path):
+def save_figure(figure: "Figure", path: AnyPath | IO[bytes]) -> None:
     """Write the figure; the suffix of path decides the format.
 
     Says on stderr if the font lacks some of the characters.
@@ -303,7 +328,13 @@ def save_figure(figure, path):
         )
 
 
-def save_csv(values, columns, path, rows=None, corner="layer"):
+def save_csv(
+    values: Tensor,
+    columns: Iterable[object],
+    path: AnyPath,
+    rows: Iterable[object] | None = None,
+    corner: str = "layer",
+) -> None:
     """Write values (rows, columns) in full precision.
 
     A header `layer,<columns>`, then each row after its label; layer 0 first. corner: what stands

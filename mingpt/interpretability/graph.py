@@ -11,12 +11,14 @@ Sources: Elhage et al. 2021 (transformer-circuits.pub), the residual stream as a
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.interpretability import partial_runs, runs
 from mingpt.interpretability.readout import logit_diff
-from mingpt.interpretability.tasks import Batch, load_task
+from mingpt.interpretability.tasks import Batch, Task, load_task
 from mingpt.model import GPT
+from mingpt.sites import Activations
 
 SITES = partial_runs.base_sites("z")  # what is recorded of a base run
 
@@ -27,25 +29,25 @@ class Layout:
 
     n_layer: int
     n_head: int
-    senders: list  # embed, 0.0, 0.1, ..., mlp 0, 1.0, ...
-    readers: list  # 0.0.q, 0.1.q, ..., 0.0.k, ..., 0.0.v, ..., mlp 0, 1.0.q, ..., logits
-    nodes: list  # of each reader, the node that it belongs to: of 2.1.q, 2.1
-    possible: torch.Tensor  # bool (R,S): the edges that exist
+    senders: list[str]  # embed, 0.0, 0.1, ..., mlp 0, 1.0, ...
+    readers: list[str]  # 0.0.q, 0.1.q, ..., 0.0.k, ..., 0.0.v, ..., mlp 0, 1.0.q, ..., logits
+    nodes: list[str]  # of each reader, the node that it belongs to: of 2.1.q, 2.1
+    possible: Tensor  # bool (R,S): the edges that exist
 
-    def first_sender(self, layer):
+    def first_sender(self, layer: int) -> int:
         """The layer's first head's number among the senders: so many lie below the layer."""
         return 1 + layer * (self.n_head + 1)
 
-    def first_reader(self, layer):
+    def first_reader(self, layer: int) -> int:
         """The layer's first query's number among the readers."""
         return layer * (3 * self.n_head + 1)
 
-    def layer_of(self, reader):
+    def layer_of(self, reader: int) -> int:
         """The layer of the reader with this number; L for the logits."""
         return reader // (3 * self.n_head + 1)
 
 
-def layout(model):
+def layout(model: GPT) -> Layout:
     """The model's Layout."""
     L = model.config.n_layer
     H = model.config.n_head
@@ -80,21 +82,21 @@ class BaseRuns:
     model: GPT
     graph: Layout
     batch: Batch
-    clean: dict  # {site: {layer: tensor}}, with the sites of SITES
-    corrupted: dict
-    change: torch.Tensor  # (S,B,T,C): what each sender adds to the stream, clean - corrupted
+    clean: Activations  # with the sites of SITES
+    corrupted: Activations
+    change: Tensor  # (S,B,T,C): what each sender adds to the stream, clean - corrupted
 
     @property
-    def first(self):
+    def first(self) -> int:
         """The first position at which some pair's texts differ; left of it the runs are equal."""
         differs = (self.batch.clean != self.batch.corrupted).any(0)  # (T,)
-        return differs.int().argmax().item()
+        return int(differs.int().argmax())
 
-    def metric(self, ends):
+    def metric(self, ends: Tensor) -> Tensor:
         """logit(clean answer) - logit(corrupted answer), in logits, (...,B) of ends (...,B,C)."""
         return logit_diff(self.model, ends, self.batch.direction)
 
-    def unpatched(self):
+    def unpatched(self) -> Tensor:
         """The metric of the clean and of the corrupted run: (2,B)."""
         last = self.graph.n_layer - 1
         ends = [run["resid_post"][last][:, -1] for run in (self.clean, self.corrupted)]
@@ -102,7 +104,7 @@ class BaseRuns:
 
 
 @torch.no_grad()
-def record_base_runs(model, batch):
+def record_base_runs(model: GPT, batch: Batch) -> BaseRuns:
     """The BaseRuns of a batch. Cost: 2 passes; memory: (S + 14 L) * 4 C bytes for each token."""
     clean, corrupted = runs.record_pair(model, batch.clean, batch.corrupted, SITES)
     for run in (clean, corrupted):
@@ -122,7 +124,7 @@ def record_base_runs(model, batch):
 
 
 @torch.no_grad()
-def run_circuit(base, mask, start=0):
+def run_circuit(base: BaseRuns, mask: Tensor, start: int = 0) -> Tensor:
     """Metric (B,), in logits, with clean values on the edges in mask and corrupted on all others.
 
     base: BaseRuns. mask: (R,S), bool, or numbers from 0 to 1 for shares of the clean value.
@@ -177,7 +179,8 @@ def _attend(block, streams):
     weight = attn.c_attn.weight.unflatten(0, (3, H, -1))  # (3C,C) -> (3,H,D,C)
     bias = attn.c_attn.bias.view(3, 1, H, 1, -1)
     qkv = torch.einsum("xhbtc,xhdc->xbhtd", normed, weight) + bias  # (3,B,H,T,D)
-    return F.scaled_dot_product_attention(*qkv, is_causal=True, scale=attn.scale)
+    q, k, v = qkv
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attn.scale)
 
 
 @dataclass
@@ -185,25 +188,25 @@ class TaskRuns:
     """The base runs of all batches of a task, and what its pairs say along some edges."""
 
     graph: Layout
-    batches: list  # BaseRuns of each
+    batches: list[BaseRuns]
 
-    def unpatched(self):
+    def unpatched(self) -> Tensor:
         """The metric of each pair's clean and of its corrupted run: (2,pairs)."""
         metrics = [base.unpatched() for base in self.batches]
         return torch.cat(metrics, 1)
 
-    def metric(self, mask, start=0):
+    def metric(self, mask: Tensor, start: int = 0) -> float:
         """run_circuit's metric, the mean over the pairs, a float."""
         metrics = [run_circuit(base, mask, start) for base in self.batches]
         return torch.cat(metrics).mean().item()
 
-    def share(self, mask):
+    def share(self, mask: Tensor) -> float:
         """(metric along the edges in mask - corrupted) / (clean - corrupted), of the means."""
         clean, corrupted = self.unpatched().mean(1).tolist()
         return (self.metric(mask) - corrupted) / (clean - corrupted)
 
 
-def record_task(model, task):
+def record_task(model: GPT, task: Task) -> TaskRuns:
     """The TaskRuns of a task, as load_task takes it. Cost: as record_base_runs, for each batch."""
     bases = [record_base_runs(model, batch) for batch in load_task(model, task)]
     return TaskRuns(bases[0].graph, bases)

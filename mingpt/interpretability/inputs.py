@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mingpt.bpe import BPETokenizer
+from mingpt.model import GPT
 from mingpt.sites import as_int
 
 Text = str | Tensor  # one text, or ids (1,T)
@@ -23,7 +25,7 @@ Head = tuple[int, int]  # (layer, head)
 ComponentName = str | tuple[int | str, ...]  # "3.5", (3, 5), "mlp 3", "layer_3_head_5"
 
 
-def tokenizer_of(model):
+def tokenizer_of(model: GPT) -> BPETokenizer:
     """The model's tokenizer; ValueError if it has none."""
     if model.tokenizer is None:
         raise ValueError(
@@ -33,7 +35,7 @@ def tokenizer_of(model):
     return model.tokenizer
 
 
-def encode(model, inputs, name="input"):
+def encode(model: GPT, inputs: Inputs, name: str = "input") -> Tensor:
     """Ids (B,T) on the model's device.
 
     inputs: a text, a list of texts of equal token length, or ids (B,T). name: what error messages
@@ -62,7 +64,7 @@ def encode(model, inputs, name="input"):
     return ids.to(model.lm_head.weight.device)
 
 
-def encode_one(model, text):
+def encode_one(model: GPT, text: Inputs) -> Tensor:
     """Ids (1,T) of one text, or ids (1,T) as they are; ValueError where there are several."""
     ids = encode(model, text)
     if len(ids) != 1:
@@ -70,22 +72,22 @@ def encode_one(model, text):
     return ids
 
 
-def token_texts(model, ids):
+def token_texts(model: GPT, ids: Tensor) -> list[str]:
     """The texts of ids (T,), a list.
 
     Without a tokenizer they are the numbers; <60> stands for an id that is no token.
     """
-    ids = ids.tolist()
+    numbers = ids.tolist()
     if model.tokenizer is None:
-        return [str(i) for i in ids]
+        return [str(i) for i in numbers]
     # The output matrix may have more rows than the tokenizer has tokens.
     known = model.tokenizer.encoder.tokens
-    if all(i in known for i in ids):
-        return model.tokenizer.tokens(ids)
-    return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in ids]
+    if all(i in known for i in numbers):
+        return model.tokenizer.tokens(numbers)
+    return [model.tokenizer.tokens([i])[0] if i in known else f"<{i}>" for i in numbers]
 
 
-def text_of(model, ids):
+def text_of(model: GPT, ids: Tensor) -> str:
     """The text of ids (1,T); "" without a tokenizer. <60> stands for an id that is no token."""
     if model.tokenizer is None:
         return ""
@@ -95,7 +97,7 @@ def text_of(model, ids):
     return "".join(token_texts(model, ids[0]))
 
 
-def encode_pair(model, clean_input, corrupted_input):
+def encode_pair(model: GPT, clean_input: Inputs, corrupted_input: Inputs) -> tuple[Tensor, Tensor]:
     """(clean ids (B,T), corrupted ids (B,T)).
 
     ValueError if they cannot be compared token by token, or if a pair has no difference.
@@ -132,7 +134,7 @@ def _describe_unequal(model, clean, corrupted):
     )
 
 
-def answer_ids(model, answer, ids, other_ids, name):
+def answer_ids(model: GPT, answer: Answer, ids: Tensor, other_ids: Tensor, name: str) -> Tensor:
     """The answer's token id for each input, (B,).
 
     answer: an id, a text that is one token, or a list of B of them; or None or "": the token in
@@ -147,10 +149,10 @@ def answer_ids(model, answer, ids, other_ids, name):
                 f"the texts differ at positions {positions}, not at one; name the {name} answer"
             )
         return ids[differ]
-    is_list = isinstance(answer, (list, tuple)) or (
-        isinstance(answer, torch.Tensor) and answer.ndim
-    )
-    answers = list(answer) if is_list else [answer] * len(ids)
+    if isinstance(answer, (list, tuple)) or (isinstance(answer, torch.Tensor) and answer.ndim):
+        answers = list(answer)
+    else:
+        answers = [answer] * len(ids)
     if len(answers) != len(ids):
         raise ValueError(
             f"give one {name} answer, or one for each of the {len(ids)} inputs; got {len(answers)}"
@@ -158,7 +160,9 @@ def answer_ids(model, answer, ids, other_ids, name):
     return torch.tensor([_answer_id(model, one, name) for one in answers], device=ids.device)
 
 
-def answer_pair(model, clean, corrupted, clean_answer, corrupted_answer):
+def answer_pair(
+    model: GPT, clean: Tensor, corrupted: Tensor, clean_answer: Answer, corrupted_answer: Answer
+) -> tuple[Tensor, Tensor]:
     """answer_ids of the clean and of the corrupted answer, 2 x (B,).
 
     Without an answer it is the token in which its text differs. ValueError where both are the same.
@@ -192,7 +196,7 @@ def _answer_id(model, answer, name):
     )
 
 
-def check_head(model, layer, head):
+def check_head(model: GPT, layer: int, head: int) -> None:
     """ValueError if the model has no such head."""
     L = model.config.n_layer
     H = model.config.n_head
@@ -211,7 +215,8 @@ class Component(NamedTuple):
 
     kind: str  # head, mlp, neuron, layer (attention and MLP together), or logits
     layer: int | None = None
-    index: int | None = None  # of the head or neuron
+    # Of the head or neuron; it hides a tuple's own index().
+    index: int | None = None  # type: ignore[assignment]
     role: str | None = None  # q, k or v: what a head reads, instead of the whole head
 
 
@@ -231,7 +236,7 @@ HOW_TO_WRITE = (
 )
 
 
-def parse_component(model, name):
+def parse_component(model: GPT, name: ComponentName) -> Component:
     """The Component that a name stands for; ValueError, saying how to write one, if there is none.
 
     name: as HOW_TO_WRITE says, or a tuple: (3,), (3, 5), (3, "head", 5), (3, 5, "q"), (3, "mlp").
@@ -246,7 +251,7 @@ def parse_component(model, name):
         "neuron": (component.index, model.config.n_inner),
     }
     for what in ("layer", component.kind):
-        number, size = sizes.get(what, (None, None))
+        number, size = sizes.get(what, (None, 0))
         if number is not None and number >= size:
             last = size - 1
             raise ValueError(f"no component {name!r}: {what} must be 0 to {last}; {HOW_TO_WRITE}")
@@ -274,5 +279,6 @@ def _match_spelling(text):
         match = re.fullmatch(pattern, text, re.ASCII)
         if match:
             layer, index, role = (*match.groups(), None, None, None)[:3]
-            return Component(kind, layer and int(layer), index and int(index), role)
+            number = None if index is None else int(index)
+            return Component(kind, None if layer is None else int(layer), number, role)
     return None

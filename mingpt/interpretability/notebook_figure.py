@@ -9,6 +9,7 @@ import io
 import sys
 
 import matplotlib
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure as PlainFigure
 from matplotlib.text import Text
 
@@ -22,7 +23,7 @@ class Figure(PlainFigure):
         self.savefig(file, format="png")
         return file.getvalue()
 
-    def show(self, warn=True):
+    def show(self, warn: bool = True) -> None:
         """Show it in the notebook; ValueError where none runs. warn: as matplotlib's, unused."""
         ipython = sys.modules.get("IPython")
         shell = ipython and ipython.get_ipython()
@@ -36,7 +37,7 @@ class Figure(PlainFigure):
 
         display(self)
 
-    def draw(self, renderer):
+    def draw(self, renderer: RendererBase) -> None:
         """Draw without LaTeX: it need not be there, and would read our texts as its commands."""
         for text in self.findobj(Text):
             text.set_usetex(False)

@@ -8,13 +8,15 @@ model can run, and says of each other one why it cannot.
 import csv
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from mingpt.common import atomic_write
-from mingpt.interpretability.tasks import draw_pairs, read_pair
+from mingpt.common import AnyPath, atomic_write
+from mingpt.interpretability.tasks import Batch, draw_pairs, read_pair
+from mingpt.model import GPT
 
 OWN = ("clean", "corrupted", "clean_answer", "corrupted_answer")
 MAX_SKIPPED = 0.1  # of the pairs; where more cannot be used, an average would be of other texts
@@ -26,13 +28,13 @@ class Pair(NamedTuple):
     Texts may be token ids, and an answer a list of several tokens that are all right.
     """
 
-    clean: str | list
-    corrupted: str | list
-    clean_answer: str | list
-    corrupted_answer: str | list
+    clean: str | list[int]
+    corrupted: str | list[int]
+    clean_answer: str | list[str]
+    corrupted_answer: str | list[str]
     # {role: [start, stop]}: which tokens play it, half-open; -1 alone is the last token. Tokens,
     # not characters: a cell of a sweep is a token, and auto-circuit's files count tokens too.
-    roles: dict = {}
+    roles: dict[str, int | list[int]] = {}
     line: int | None = None  # in its file
 
 
@@ -45,10 +47,10 @@ class Usable(NamedTuple):
     pair: Pair
     length: int  # of each of its texts, in tokens
     first: int  # the first position in which they differ
-    roles: dict  # {role: range of positions}
+    roles: dict[str, range]  # the positions of each
 
 
-def load_pairs(path):
+def load_pairs(path: AnyPath) -> list[Pair]:
     """The Pairs of a file, a list. ValueError where it is no file of pairs, with what is known.
 
     path: .jsonl, .json or .csv. Columns, by which the format is recognised:
@@ -83,16 +85,17 @@ def _read_row(read, row, line):
         raise ValueError(f"line {line} is no pair: {error!r}; it has {row}") from error
 
 
-def draw_task(model, name, count=100, seed=0):
+def draw_task(model: GPT, name: str, count: int = 100, seed: int = 0) -> list[Pair]:
     """The Pairs of a built-in task: what load_task draws, to be written to a file."""
     pairs = []
-    for *texts, clean_answer, corrupted_answer in draw_pairs(model, name, count, seed):
+    drawn: list[Any] = draw_pairs(model, name, count, seed)
+    for *texts, clean_answer, corrupted_answer in drawn:
         clean, corrupted = (text if isinstance(text, str) else text[0].tolist() for text in texts)
         pairs.append(Pair(clean, corrupted, clean_answer, corrupted_answer))
     return pairs
 
 
-def write_pairs(pairs, path):
+def write_pairs(pairs: Iterable[Pair], path: AnyPath) -> None:
     """Write pairs as JSON lines with our own columns."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for pair in pairs:
@@ -102,7 +105,9 @@ def write_pairs(pairs, path):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def usable_pairs(model, pairs, max_skipped=MAX_SKIPPED):
+def usable_pairs(
+    model: GPT, pairs: Sequence[Pair], max_skipped: float = MAX_SKIPPED
+) -> tuple[list[Usable], list[tuple[Pair, str]]]:
     """([Usable], [(Pair, reason)]): the pairs that this model can run, and the others.
 
     ValueError where more than this share cannot be used.
@@ -116,21 +121,21 @@ def usable_pairs(model, pairs, max_skipped=MAX_SKIPPED):
             batch = read_batch(model, pair)
             differs = (batch.clean != batch.corrupted)[0]
             roles = _read_roles(pair.roles, len(differs))
-            first = differs.nonzero()[0].item()
+            first = int(differs.nonzero()[0])
             usable.append(Usable(pair, len(differs), first, roles))
         except ValueError as error:
             skipped.append((pair, str(error)))
     if len(skipped) > max_skipped * len(pairs):
-        first, reason = skipped[0]
+        pair, reason = skipped[0]
         raise ValueError(
             f"{len(skipped)} of {len(pairs)} pairs cannot be used, more than {max_skipped:.0%}; "
-            f"the first, line {first.line}: {reason}\n"
+            f"the first, line {pair.line}: {reason}\n"
             "with a larger max_skipped the others are used, and skipped.jsonl lists these"
         )
     return usable, skipped
 
 
-def read_batch(model, pair):
+def read_batch(model: GPT, pair: Pair) -> Batch:
     """A Pair as a Batch of one; ValueError where the model cannot run it."""
     texts = [_as_input(model, text) for text in pair[:2]]
     return read_pair(model, (*texts, *pair[2:4]))
@@ -190,7 +195,8 @@ def _own(row, line):
     roles = row.get("roles") or {}
     if isinstance(roles, str):  # in a CSV
         roles = json.loads(roles)
-    return Pair(*[row[column] for column in OWN], roles, line)
+    texts = {column: row[column] for column in OWN}
+    return Pair(**texts, roles=roles, line=line)
 
 
 def _greater_than(row, line):

@@ -12,19 +12,21 @@ Where a run starts is a number from 0 to L: before that block; L is after the la
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from mingpt.common import progress_bar
-from mingpt.sites import SITES_WITH_HEADS
+from mingpt.model import GPT, CausalSelfAttention
+from mingpt.sites import SITES_WITH_HEADS, Activations
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
 
 
-def base_sites(site):
+def base_sites(site: str) -> tuple[str, ...]:
     """The sites that must be recorded of the base run for patches of this site."""
     sites = ("resid_pre", "resid_post", "k", "v")
     if site in SITES_WITH_HEADS:
@@ -32,14 +34,14 @@ def base_sites(site):
     return sites
 
 
-def stream_at(base, start):
+def stream_at(base: Activations, start: int) -> Tensor:
     """The base run's residual stream (B,T,C) before block `start`; for start = L after the last."""
     if start in base["resid_pre"]:
         return base["resid_pre"][start]
     return base["resid_post"][start - 1]
 
 
-def last_token(end):
+def last_token(end: Tensor) -> Tensor:
     """(B,R,n,C) -> (R,B,C): the final residual vector of each run."""
     return end[:, :, -1].transpose(0, 1)
 
@@ -48,15 +50,22 @@ def last_token(end):
 class PatchedRuns:
     """Which patched runs there are, R for each start and position, and what they start with."""
 
-    starts: list  # ascending, each from 0 to L
-    positions: list  # ascending
+    starts: list[int]  # ascending, each from 0 to L
+    positions: Sequence[int]  # ascending
     R: int
-    inject: Callable  # f(start, positions) -> {position: (B,R,T-position,C)}, residual streams
+    # f(start, positions) -> {position: (B,R,T-position,C)}, residual streams.
+    inject: Callable[[int, Sequence[int]], dict[int, Tensor]]
 
 
 def run_patched(
-    model, base, patched, max_tokens=4096, read=last_token, every_token=False, desc=None
-):
+    model: GPT,
+    base: Activations,
+    patched: PatchedRuns,
+    max_tokens: int = 4096,
+    read: Callable[[Tensor], Tensor] = last_token,
+    every_token: bool = False,
+    desc: str | None = None,
+) -> Tensor:
     """(starts, positions, R, ...): what `read` gives of the PatchedRuns at their end.
 
     base: {site: {layer: tensor}} of the base run of B inputs, with the sites of base_sites.
@@ -76,7 +85,7 @@ def run_patched(
             share = len(starts) * len(positions) * n_runs
             steps = range(starts[0], L + 1)
             work = sum(range(1, len(steps) + 1))  # it grows as runs join: step s is s of it
-            tails = {}  # {position: (B,r,n,C)}, of the runs under way
+            tails: dict[int, Tensor] = {}  # {position: (B,r,n,C)}, of the runs under way
             for step, start in enumerate(steps, 1):
                 if start in starts:
                     # Behind the last block only the last token is left of the runs under way.
@@ -102,7 +111,7 @@ def _split(patched, B, T, max_tokens):
     A chunk has at most max_tokens tokens, or is a single run.
     """
     everything = slice(0, patched.R)
-    chunk = []
+    chunk: list[int] = []
     tokens = 0  # of the chunk
     for position in patched.positions:
         length = B * (T - position)  # of one run
@@ -198,7 +207,16 @@ def _as_matrix(tails):
     return torch.cat([tail.flatten(0, 2) for tail in tails.values()])
 
 
-def patch_site(model, base, new, site, positions, each_position=True, layers=None, head=None):
+def patch_site(
+    model: GPT,
+    base: Activations,
+    new: dict[int, Tensor],
+    site: str,
+    positions: Sequence[int],
+    each_position: bool = True,
+    layers: Iterable[int] | None = None,
+    head: int | None = None,
+) -> PatchedRuns:
     """The PatchedRuns in which `site` of one layer is replaced by `new`, for each of the layers.
 
     new: {layer: the site's tensor over all positions}. A run takes what is at its position, or with
@@ -237,8 +255,15 @@ def patch_site(model, base, new, site, positions, each_position=True, layers=Non
 
 
 def patched_stream(
-    model, base, layer, site, new, rows=slice(None), columns=slice(None), heads=slice(None)
-):
+    model: GPT,
+    base: Activations,
+    layer: int,
+    site: str,
+    new: Tensor,
+    rows: slice | Sequence[int] = slice(None),
+    columns: slice | Sequence[int] = slice(None),
+    heads: slice = slice(None),
+) -> Tensor:
     """(B,R,rows,C): the residual stream after a block with the site replaced, at some positions.
 
     new: the site's tensor over all positions, of which the positions `columns` are put in. rows:
@@ -273,7 +298,7 @@ def patched_stream(
     return mid + block.mlp(block.ln_2(mid))
 
 
-def written_by_heads(attn, z):
+def written_by_heads(attn: CausalSelfAttention, z: Tensor) -> Tensor:
     """(H,B,T,C): what each head adds to the residual stream, of z (B,H,T,D)."""
     weight = attn.c_proj.weight.unflatten(1, (attn.n_head, -1))  # (C,C) -> (C,H,D)
     return torch.einsum("bhtd,chd->hbtc", z, weight)

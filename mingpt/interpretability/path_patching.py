@@ -6,29 +6,39 @@ another head that stands in for it, may carry the same.
 Source: Wang et al. 2022 (arXiv 2211.00593), appendix B.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from mingpt.common import progress_bar
 from mingpt.interpretability import runs
-from mingpt.interpretability.inputs import answer_pair, encode_pair, parse_component
+from mingpt.interpretability.inputs import (
+    Answer,
+    ComponentName,
+    Inputs,
+    answer_pair,
+    encode_pair,
+    parse_component,
+)
 from mingpt.interpretability.readout import answer_direction, logit_diff
+from mingpt.model import GPT
 from mingpt.sites import Patch
 
 
 @torch.no_grad()
 def path_patching(
-    model,
-    clean_input,
-    corrupted_input,
-    sender,
-    receiver,
-    target_token=None,
-    corrupted_token=None,
-    freeze_mlps=False,
-    max_tokens=4096,
-):
+    model: GPT,
+    clean_input: Inputs,
+    corrupted_input: Inputs,
+    sender: ComponentName | None,
+    receiver: ComponentName | Sequence[ComponentName],
+    target_token: Answer = None,
+    corrupted_token: Answer = None,
+    freeze_mlps: bool = False,
+    max_tokens: int = 4096,
+) -> float | Tensor:
     """Effect of a head along its direct paths to the receiver, a float, in logits; of all, (L,H).
 
     First a run with all heads as in the clean run, but the sender as in the corrupted one; MLPs are
@@ -84,7 +94,7 @@ def _read_receivers(model, receiver):
         raise ValueError(
             '"logits" receive by themselves: what else received would reach them a second time'
         )
-    receivers = {}
+    receivers: dict[tuple[int, str], list[int | None]] = {}
     for name in names:
         kind, layer, head, role = parse_component(model, name)
         if kind == "logits":

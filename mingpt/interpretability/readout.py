@@ -5,15 +5,20 @@ is ahead. Functions with the published sign, which is the other one, turn it whe
 """
 
 import torch
+from torch import Tensor
+
+from mingpt.model import GPT
 
 
-def wide_dtype(model):
+def wide_dtype(model: GPT) -> torch.dtype:
     """The dtype in which differences are taken: in bf16 they would keep two digits."""
     own = model.lm_head.weight.dtype
     return torch.promote_types(own, torch.float32)
 
 
-def answer_direction(model, clean_answer, corrupted_answer=None):
+def answer_direction(
+    model: GPT, clean_answer: Tensor, corrupted_answer: Tensor | None = None
+) -> Tensor:
     """(B,C): the direction of the last normalised vector along which the clean answer is ahead.
 
     clean_answer, corrupted_answer: ids (B,). logit(clean) - logit(corrupted) is the vector's
@@ -28,7 +33,7 @@ def answer_direction(model, clean_answer, corrupted_answer=None):
     return direction
 
 
-def logit_diff(model, ends, direction):
+def logit_diff(model: GPT, ends: Tensor, direction: Tensor) -> Tensor:
     """logit(clean answer) - logit(corrupted answer) of final residual vectors (...,C), before ln_f:
     (...), in logits.
 
@@ -38,7 +43,7 @@ def logit_diff(model, ends, direction):
     return (normed * direction).sum(-1)
 
 
-def next_token_loss(model, streams, ids):
+def next_token_loss(model: GPT, streams: Tensor, ids: Tensor) -> Tensor:
     """Mean loss on the next tokens of ids (B,T), of each of R runs: (R,), in nats.
 
     streams: (B,R,T,C), the final residual streams, before ln_f.
@@ -62,7 +67,7 @@ def next_token_loss(model, streams, ids):
     return torch.cat(losses)
 
 
-def published_logit_diff(logits, clean_answer, corrupted_answer):
+def published_logit_diff(logits: Tensor, clean_answer: Tensor, corrupted_answer: Tensor) -> Tensor:
     """logit(corrupted answer) - logit(clean answer) of last-token logits (...,V): (...,1).
 
     In logits. clean_answer, corrupted_answer: ids (1,). The published sign: positive = the

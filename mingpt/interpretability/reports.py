@@ -4,7 +4,12 @@ The functions that describe return text; who calls them prints it.
 """
 
 import sys
+from collections.abc import Sequence
 
+from torch import Tensor
+
+from mingpt.bpe import BPETokenizer
+from mingpt.common import AnyPath
 from mingpt.hub import Unavailable
 from mingpt.model import GPT
 
@@ -19,7 +24,7 @@ SHOWCASE = {
 LIKELY = 20  # so many of the most probable next tokens are shown; an answer among them is likely
 
 
-def load_model(name, may_stand_in=False):
+def load_model(name: AnyPath, may_stand_in: bool = False) -> GPT:
     """The named model; with may_stand_in, the embedded one where it cannot be had, and says so."""
     try:
         return GPT.from_pretrained(name)
@@ -38,14 +43,14 @@ def load_model(name, may_stand_in=False):
         return GPT.from_pretrained("names")
 
 
-def quote_token(tokenizer, index):
+def quote_token(tokenizer: BPETokenizer, index: int) -> str:
     """A token as Python writes it; <60> for a row of the output matrix that is no token."""
     if index not in tokenizer.encoder.tokens:
         return f"<{index}>"
     return repr(tokenizer.tokens([index])[0])
 
 
-def describe_pair(tokenizer, clean, corrupted):
+def describe_pair(tokenizer: BPETokenizer, clean: Tensor, corrupted: Tensor) -> str:
     """Both texts, ids (1,T), token by token, with a mark where they differ."""
     clean_tokens = [repr(token) for token in tokenizer.tokens(clean[0])]
     corrupted_tokens = [repr(token) for token in tokenizer.tokens(corrupted[0])]
@@ -57,7 +62,7 @@ def describe_pair(tokenizer, clean, corrupted):
     return "\n".join(lines)
 
 
-def describe_next_tokens(tokenizer, logits, count=LIKELY):
+def describe_next_tokens(tokenizer: BPETokenizer, logits: Tensor, count: int = LIKELY) -> str:
     """The most probable next tokens, of last-token logits (V,), with their probabilities."""
     top = logits.softmax(-1).topk(min(count, len(logits)))
     lines = ["position  index  token           probability"]
@@ -68,7 +73,9 @@ def describe_next_tokens(tokenizer, logits, count=LIKELY):
     return "\n".join(lines)
 
 
-def describe_unexpected_answers(tokenizer, answers, texts, logits):
+def describe_unexpected_answers(
+    tokenizer: BPETokenizer, answers: Sequence[Tensor], texts: Tensor, logits: Tensor
+) -> list[str]:
     """Sentences, a list: one for each answer that is in no text and is no likely next token.
 
     answers: the clean and the corrupted id, (1,) each. texts: ids (2,T), and logits (2,V) of their
@@ -80,21 +87,23 @@ def describe_unexpected_answers(tokenizer, answers, texts, logits):
         if is_likely or (texts == answer).any():
             continue
         sentences.append(
-            f"{quote_token(tokenizer, answer.item())}, the {name} answer, stands in neither text "
+            f"{quote_token(tokenizer, int(answer))}, the {name} answer, stands in neither text "
             f"and is none of the {LIKELY} most probable tokens after the {name} text.\n"
             "Is it the answer that you mean? Left empty, it is the token in which the text differs."
         )
     return sentences
 
 
-def describe_strongest_cell(differences, tokens, clean, corrupted):
+def describe_strongest_cell(
+    differences: Tensor, tokens: Sequence[str], clean: float, corrupted: float
+) -> str:
     """One sentence: the cell of a sweep that moves the answer most.
 
     differences (L,T): of the patched runs. tokens: T texts. clean, corrupted: the differences of
     the unpatched runs. Of cells that are equal to 0.001 it is the first in layer and position.
     """
     moved = (differences - corrupted).abs().mul(1000).round()
-    layer, position = divmod(moved.argmax().item(), moved.size(1))
+    layer, position = divmod(int(moved.argmax()), moved.size(1))
     return (
         f"The answer moves most when the residual stream after layer {layer} "
         f"at position {position} ({tokens[position]!r}) is the clean one: "
@@ -103,7 +112,7 @@ def describe_strongest_cell(differences, tokens, clean, corrupted):
     )
 
 
-def name_model(model):
+def name_model(model: GPT) -> str:
     """What pictures and pages call the model."""
     if model.name is None:
         return "a model without a name"

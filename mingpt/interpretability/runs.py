@@ -4,15 +4,18 @@ An analysis of a model in training mode, or of one that gives NaN, would be an a
 here it is an error.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from mingpt.common import check_finite, check_mps
-from mingpt.sites import Patch, as_store
+from mingpt.model import GPT
+from mingpt.sites import Activations, Patch, as_store
 
 
-def check_model(model):
+def check_model(model: GPT) -> None:
     """ValueError if what the model computes now is not what it computes in use."""
     if model.training:
         raise ValueError(
@@ -27,7 +30,9 @@ def check_model(model):
         )
 
 
-def run(model, ids, patches=(), stored=None):
+def run(
+    model: GPT, ids: Tensor, patches: Sequence[Patch] = (), stored: Activations | None = None
+) -> Tensor:
     """The residual stream after the last block, (B,T,C), of ids (B,T).
 
     patches: a list of Patch. stored: {site: {}}, which the run fills. The model itself keeps
@@ -41,27 +46,29 @@ def run(model, ids, patches=(), stored=None):
     return x
 
 
-def record(model, ids, sites):
+def record(model: GPT, ids: Tensor, sites: Iterable[str]) -> Activations:
     """{site: {layer: tensor}} of one run, copies; always with resid_post. Cost: 1 pass."""
     stored = as_store(sites)
     run(model, ids, stored=stored)
     return stored
 
 
-def record_pair(model, first, second, sites):
+def record_pair(
+    model: GPT, first: Tensor, second: Tensor, sites: Iterable[str]
+) -> tuple[Activations, Activations]:
     """`record` of two inputs of one shape, ids (B,T) each: a pair of {site: {layer: tensor}}.
 
     They run side by side, so that the weights are read once.
     """
     both = record(model, torch.cat((first, second)), sites)
-    halves = {}, {}
+    halves: tuple[Activations, Activations] = {}, {}
     for site, layers in both.items():
         for i, half in enumerate(halves):
             half[site] = {layer: x.chunk(2)[i] for layer, x in layers.items()}
     return halves
 
 
-def check_gradient(model):
+def check_gradient(model: GPT) -> None:
     """ValueError where autograd cannot work."""
     if torch.is_inference_mode_enabled() or model.lm_head.weight.is_inference():
         raise ValueError(
@@ -70,14 +77,16 @@ def check_gradient(model):
         )
 
 
-def record_with_gradient(model, ids, sites):
+def record_with_gradient(
+    model: GPT, ids: Tensor, sites: Iterable[str]
+) -> tuple[Tensor, dict[tuple[str, int], Tensor]]:
     """(final residual stream (B,T,C), {(site, layer): tensor}) of one run.
 
     Autograd can differentiate the first by the others. ValueError in torch.inference_mode. Cost: 1
     pass.
     """
     check_gradient(model)
-    recorded = {}
+    recorded: dict[tuple[str, int], Tensor] = {}
 
     def keep(site, layer, x):
         recorded[site, layer] = x if x.requires_grad else x.requires_grad_()

@@ -7,12 +7,15 @@ differ.
 """
 
 import random
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from mingpt.interpretability.inputs import answer_ids, encode_pair, tokenizer_of
+from mingpt.interpretability.inputs import Answer, Inputs, answer_ids, encode_pair, tokenizer_of
 from mingpt.interpretability.readout import answer_direction
+from mingpt.model import GPT
 
 MAX_TOKENS = 512  # of a batch, which bounds the memory that its runs take
 TRIES = 50  # for each pair that is drawn: not every text suits every tokenizer
@@ -21,12 +24,16 @@ TRIES = 50  # for each pair that is drawn: not every text suits every tokenizer
 class Batch(NamedTuple):
     """Pairs of texts of equal token lengths, and what is measured at their ends."""
 
-    clean: torch.Tensor  # ids (B,T)
-    corrupted: torch.Tensor  # ids (B,T)
-    direction: torch.Tensor  # (B,C), of readout.answer_direction; of several answers, the mean
+    clean: Tensor  # ids (B,T)
+    corrupted: Tensor  # ids (B,T)
+    direction: Tensor  # (B,C), of readout.answer_direction; of several answers, the mean
 
 
-def load_task(model, task, count=100, seed=0):
+TextPair = tuple[Inputs, Inputs, Answer, Answer]  # clean, corrupted, and the answer to each
+Task = str | Sequence[TextPair] | Sequence[Batch]  # the name of a built-in one, or pairs
+
+
+def load_task(model: GPT, task: Task, count: int = 100, seed: int = 0) -> list[Batch]:
     """The Batches of a task, a list; each has pairs of one length.
 
     task: the name of a built-in task, of which `count` pairs are drawn; or a list of pairs (clean,
@@ -34,19 +41,18 @@ def load_task(model, task, count=100, seed=0):
     a token or a list of tokens; or a list of Batches, which comes back as it is. ValueError if a
     pair cannot be compared token by token.
     """
-    if isinstance(task, str):
-        task = draw_pairs(model, task, count, seed)
-    elif task and all(isinstance(batch, Batch) for batch in task):
-        return task
-    pairs = [read_pair(model, pair) for pair in task]
+    given: list[Any] = draw_pairs(model, task, count, seed) if isinstance(task, str) else list(task)
+    if given and all(isinstance(batch, Batch) for batch in given):
+        return given
+    pairs = [read_pair(model, pair) for pair in given]
     if not pairs:
         raise ValueError("the task has no pairs; give at least one")
 
     # Only texts of equal length can be run side by side.
-    by_length = {}
+    by_length: dict[int, list[Batch]] = {}
     for pair in pairs:
         by_length.setdefault(pair.clean.size(1), []).append(pair)
-    batches = []
+    batches: list[Batch] = []
     for T, alike in by_length.items():
         size = MAX_TOKENS // T + 1
         columns = [torch.cat(column).split(size) for column in zip(*alike)]
@@ -54,7 +60,7 @@ def load_task(model, task, count=100, seed=0):
     return batches
 
 
-def draw_pairs(model, name, count=100, seed=0):
+def draw_pairs(model: GPT, name: str, count: int = 100, seed: int = 0) -> list[TextPair]:
     """`count` pairs (clean, corrupted, clean answer, corrupted answer) of a built-in task."""
     if name not in TASKS:
         raise ValueError(
@@ -64,7 +70,7 @@ def draw_pairs(model, name, count=100, seed=0):
         raise ValueError(f"a task needs 1 pair or more, got {count}")
     rng = random.Random(seed)
     pairs = []
-    reason = ""
+    reason: ValueError | str = ""
     for _ in range(TRIES * count):
         # Where a word is several tokens, the texts may not match; then others are drawn.
         try:
@@ -81,7 +87,7 @@ def draw_pairs(model, name, count=100, seed=0):
     )
 
 
-def read_pair(model, pair):
+def read_pair(model: GPT, pair: TextPair) -> Batch:
     """One pair as a Batch of one; ValueError if its texts do not match or an answer is no token."""
     if len(pair) != 4 or any(answer in (None, []) for answer in pair[2:]):
         raise ValueError(

@@ -9,12 +9,15 @@ import base64
 import html
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from mingpt.common import atomic_write
+from mingpt.common import AnyPath, atomic_write
 from mingpt.interpretability.figures import check_output, visible_text
 
 FOLDER = Path(__file__).with_name("pages")
@@ -33,7 +36,7 @@ class Page:
         return f'<iframe title="A page" style="{style}" srcdoc="{text}"></iframe>'
 
 
-def save_page(name, data, path):
+def save_page(name: str, data: dict[str, Any], path: AnyPath) -> Page:
     """Write pages/<name>.html with data, as JSON, in the place of DATA -> Page.
 
     Tensors in the data become lists of numbers with six decimals, more than any page shows.
@@ -61,12 +64,12 @@ def _round(tensor):
     return tensor.cpu().double().round(decimals=6).tolist()
 
 
-def page_texts(tokens):
+def page_texts(tokens: Iterable[str]) -> list[str]:
     """The tokens as pages show them: as visible_text, and with '␣' for a space."""
     return [visible_text(token).replace(" ", "␣") for token in tokens]
 
 
-def pack_patterns(patterns):
+def pack_patterns(patterns: Tensor) -> str:
     """Attention patterns (...,T,T) as base64 of 16-bit thousandths, without the keys to come.
 
     A row after the other, as the page reads them: 1, 2, ... T weights.

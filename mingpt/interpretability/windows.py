@@ -5,21 +5,30 @@ windows, one after the other: each token is in exactly one, and sees nothing of 
 Windows run together, padded on the right, where no token looks.
 """
 
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mingpt.common import progress_bar
+from mingpt.common import check_finite, progress_bar
 from mingpt.interpretability import runs
-from mingpt.interpretability.inputs import tokenizer_of
+from mingpt.interpretability.inputs import Texts, tokenizer_of
+from mingpt.model import GPT
 
 # Tokens that run together, padding included. It bounds the memory; a single window is never cut.
 AT_ONCE = 1024
 
 
-def site_activations(model, texts, layers, site, size=None, beginning=None):
+def site_activations(
+    model: GPT,
+    texts: Texts,
+    layers: Collection[int],
+    site: str,
+    size: int | None = None,
+    beginning: int | None = None,
+) -> Iterator[tuple[int, list["Window"], Tensor, Tensor]]:
     """(layer, windows, what is at the site (B,T,...), is_token (B,T)) of each batch and layer.
 
     size, beginning: as in `batches`.
@@ -43,7 +52,7 @@ def site_activations(model, texts, layers, site, size=None, beginning=None):
             x = block(x, tap)
             if layer in layers:
                 yield layer, windows, recorded[site], is_token
-        runs.check_finite(x)
+        check_finite(x)
 
 
 class Window(NamedTuple):
@@ -55,7 +64,9 @@ class Window(NamedTuple):
     length: int  # of the whole text
 
 
-def batches(model, texts, size=None, beginning=None):
+def batches(
+    model: GPT, texts: Texts, size: int | None = None, beginning: int | None = None
+) -> Iterator[tuple[list[Window], Tensor, Tensor]]:
     """(windows, ids (B,T), is_token (B,T)): those that run together, and where their tokens are.
 
     At most AT_ONCE tokens, or a single window. size: tokens of a window, the block size if it is
@@ -74,7 +85,7 @@ def batches(model, texts, size=None, beginning=None):
 
 def _together(windows, more):
     """Lists of windows that run together; `more` tokens stand before each."""
-    batch = []
+    batch: list[Window] = []
     longest = 0  # length of a window in the batch, to which the others are padded
     for window in windows:
         longest = max(longest, len(window.ids) + more)
@@ -100,7 +111,7 @@ def _windows(model, texts, size, beginning):
             yield Window(number, start, ids[start : start + size], len(ids))
 
 
-def ids_of_text(model, text, number):
+def ids_of_text(model: GPT, text: str | Sequence[int] | Tensor, number: int) -> Tensor:
     """Ids (T,) of a text, or of ids in a list or tensor; (0,) where it is empty."""
     ids = tokenizer_of(model).encode(text) if isinstance(text, str) else text
     ids = torch.as_tensor(ids, device="cpu")  # where windows wait for their batch
@@ -113,6 +124,6 @@ def ids_of_text(model, text, number):
     return ids.long()
 
 
-def are_below(numbers, size):
+def are_below(numbers: Iterable[object], size: int) -> bool:
     """Whether all the numbers are ints from 0 to size - 1; True is none."""
     return all(type(number) is int and 0 <= number < size for number in numbers)
