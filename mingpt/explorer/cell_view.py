@@ -161,8 +161,8 @@ def looks(run, layer, where):
 
 def lens(place, run, where):
     """For each layer what the logit lens reads after it: the top tokens, the logit difference."""
-    streams = [x[0, where] for x in run["resid_post"].values()]
-    streams = torch.stack(streams)  # (L,C)
+    ends = [x[0, where] for x in run["resid_post"].values()]
+    streams = torch.stack(ends)  # (L,C)
     _, log_probs = read_stream(place.model, streams)  # (L,V)
     best = log_probs.topk(min(LENS_TOKENS, log_probs.size(-1)))
     differences = -readout.logit_diff(place.model, streams, place.answers)  # (L,)
@@ -231,9 +231,9 @@ def joint(model, body, cache):
     for layer, position, head in cells:
         end = place.end(layer, position, head)
         single.append(place.effect(end).item())
-        patch = Patch(layer, position, None, place.site, head)
-        new = place.runs.source[place.site][layer][patch.index]
-        patches.append(patch._replace(activation=new))
+        whole = place.runs.source[place.site][layer]
+        patch = Patch(layer, position, whole, place.site, head)
+        patches.append(patch._replace(activation=whole[patch.index]))
         yield {}
     ids = place.pair.corrupted if place.direction == "denoise" else place.pair.clean
     stream = one_run.run(model, ids, patches)  # (1,T,C)

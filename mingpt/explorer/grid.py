@@ -35,7 +35,7 @@ class Grid(NamedTuple):
     pair: requests.Pair
     site: str
     direction: str
-    at: tuple | None
+    at: tuple[int, int] | None
 
     @property
     def has_positions(self):
@@ -52,8 +52,10 @@ class Grid(NamedTuple):
 class Ends:
     """What is kept of a sweep: the last vectors, after the final norm."""
 
-    unpatched: dict = field(default_factory=dict)  # {"clean", "corrupted": (1,C)}
-    rows: dict = field(default_factory=dict)  # {layer: (1,cells,C)}
+    # "clean" and "corrupted", (1,C) each.
+    unpatched: dict[str, torch.Tensor] = field(default_factory=dict)
+    # {layer: (1,cells,C)}.
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 def read_grid(model, body):
@@ -149,7 +151,7 @@ def groups(costs, limit, most):
 
     With every list the limit grows, up to `most`.
     """
-    group = []
+    group: list[int] = []
     total = 0
     for item, cost in costs.items():
         if group and total + cost > limit:

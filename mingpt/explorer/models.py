@@ -46,7 +46,7 @@ class Loading:
     def __init__(self, name):
         self.stage = f"looking for {name}"
         self.error = None  # a sentence
-        self.folder = None  # where the download is
+        self.folder: Path | None = None  # where the download is
         self.size = None  # of the download, in bytes
         self.thread = None
 
@@ -57,7 +57,7 @@ class Loading:
     def share(self):
         """How much of the download is there, from 0 to 1; None where that is not known."""
         size = self.size  # which the thread that reads takes away when it is through
-        if not size:
+        if not size or not self.folder:
             return None
         # huggingface_hub writes into a file of this name, until it has all of it.
         sizes = map(_size_of, self.folder.rglob("*.incomplete"))

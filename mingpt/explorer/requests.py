@@ -26,7 +26,7 @@ class Pair:
     corrupted_text: str
     clean: torch.Tensor  # ids (1,T)
     corrupted: torch.Tensor  # ids (1,T)
-    answers: tuple  # the clean and the corrupted answer, ids (1,) each
+    answers: tuple[torch.Tensor, torch.Tensor]  # the clean and the corrupted answer, ids (1,) each
 
 
 def read_body(data):

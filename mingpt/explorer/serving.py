@@ -36,7 +36,7 @@ def listen(host, port):
             if error.errno != errno.EADDRINUSE:
                 raise ValueError(
                     f"nothing can be served at port {candidate} of {host} "
-                    f"({os.strerror(error.errno)}); choose another one"
+                    f"({os.strerror(error.errno or 0)}); choose another one"
                 ) from error
     raise ValueError(f"the ports {port} to {last} are all taken; choose another one with --port")
 

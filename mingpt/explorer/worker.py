@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ class Cache:
     def __init__(self, size=8, autoencoders=None):
         self.size = size
         self.autoencoders = autoencoders or {}
-        self.values = OrderedDict()
+        self.values: OrderedDict[Any, Any] = OrderedDict()
 
     def get(self, key, make):
         """The value of the key; where there is none, make() is called and kept."""
@@ -77,10 +78,10 @@ class Job:
     def __init__(self, key):
         self.key = key
         self.is_over = False
-        self.events = None  # the view's, once it has begun
+        self.events: Any = None  # the view's, once it has begun
         self.threads = None  # of torch, to compute them
         self.loop = asyncio.get_running_loop()
-        self.unread = asyncio.Queue()
+        self.unread: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.sent = 0  # lines
         self.read = 0
         self.full_since = None  # when the page fell so far behind that the job must wait
@@ -137,8 +138,8 @@ class Worker:
     """The thread and its jobs. All methods but the thread's own are called in the event loop."""
 
     def __init__(self):
-        self.jobs = {}  # {(tab, lane): Job}, all that have not ended
-        self.queue = queue.SimpleQueue()
+        self.jobs: dict[tuple[str, str], Job] = {}  # {(tab, lane): Job}, all that have not ended
+        self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self.thread.start()
 
@@ -166,8 +167,9 @@ class Worker:
         if job is None:
             return
         job.end({"cancelled": True})
-        if self.jobs.get(job.key) is job:
-            del self.jobs[job.key]
+        key = job.key
+        if self.jobs.get(key) is job:
+            del self.jobs[key]
 
     def stop(self):
         """Cancel everything, and end the thread when it is through with what it is at."""
@@ -181,7 +183,7 @@ class Worker:
         So a long search for edges does not hold up the heatmap of another tab.
         """
         lower_priority()
-        under_way = []
+        under_way: list[Any] = []
         while self._receive(under_way):
             ready = [job for job in under_way if job.has_room()]
             if ready:
@@ -190,7 +192,8 @@ class Worker:
                 if job.is_over:
                     job.events = None  # and with it goes all that the view holds
             under_way = [job for job in under_way if not job.is_over]
-            ready = job = None  # while waiting, keep nothing
+            ready = []
+            job = None  # while waiting, keep nothing
 
     def _receive(self, under_way):
         """Add a job that has come; False when all ends. With nothing to do the thread sleeps."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mingpt.common import CheckFailed, check_finite, progress_bar
 from mingpt.interpretability import partial_runs, runs
-from mingpt.interpretability.ablation import ablate_component, ablate_heads  # noqa: F401
+from mingpt.interpretability.ablation import ablate_component as ablate_component
+from mingpt.interpretability.ablation import ablate_heads as ablate_heads
 from mingpt.interpretability.inputs import (
     Answer,
     Inputs,
@@ -26,7 +27,7 @@ from mingpt.interpretability.inputs import (
     token_texts,
 )
 from mingpt.interpretability.patching_result import PatchingResult
-from mingpt.interpretability.path_patching import path_patching  # noqa: F401, found here too
+from mingpt.interpretability.path_patching import path_patching as path_patching
 from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
 from mingpt.model import GPT
 from mingpt.sites import (
