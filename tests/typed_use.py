@@ -87,8 +87,10 @@ def use_components(model: GPT) -> None:
     ablate_component(model, clean, 3)  # type: ignore[arg-type]
     assert_type(ablate_heads(model, clean, answers=answers), Tensor)
 
-    effect = path_patching(model, clean, corrupted, None, ["3.5.q", "mlp 7"])
-    assert_type(effect, float | Tensor)
+    effect: float = path_patching(model, clean, corrupted, "3.5", ["5.7.q", "mlp 7"])
+    effects: Tensor = path_patching(model, clean, corrupted, None, "logits")
+    print(effect, effects)
+    path_patching(model, clean, corrupted, 3.5, "logits")  # type: ignore[arg-type]
     assert_type(edge_attribution(model, "induction", "eap"), Tensor)
     pairs = [(clean, corrupted, " Jones", " Smith")]
     assert_type(edge_attribution(model, pairs), Tensor)

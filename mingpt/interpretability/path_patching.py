@@ -8,9 +8,9 @@ Source: Wang et al. 2022 (arXiv 2211.00593), appendix B.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from mingpt.common import progress_bar
 from mingpt.interpretability import runs
@@ -38,7 +38,7 @@ def path_patching(
     corrupted_token: Answer = None,
     freeze_mlps: bool = False,
     max_tokens: int = 4096,
-) -> float | Tensor:
+) -> Any:
     """Effect of a head along its direct paths to the receiver, a float, in logits; of all, (L,H).
 
     First a run with all heads as in the clean run, but the sender as in the corrupted one; MLPs are
