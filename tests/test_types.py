@@ -19,9 +19,6 @@ def public_functions(tree):
             yield node.name, node
         if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
             continue
-        # What autograd alone calls, and torch itself has without types.
-        if "Function" in map(ast.unparse, node.bases):
-            continue
         for method in node.body:
             if not isinstance(method, ast.FunctionDef):
                 continue

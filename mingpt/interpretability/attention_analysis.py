@@ -252,7 +252,7 @@ def _counted_weights(ids, exclude_bos, exclude_current_token):
     return counted
 
 
-def expected_keys(ids, tokens):
+def expected_keys(ids: Tensor, tokens: list[str]) -> dict[str, Tensor]:
     """{kind: (T,T)}: 1 at the keys to which a head of the kind would attend, on ids (T,).
 
     "delimiter" is there only if the tokens, texts, have pairs of delimiters: a text without any
@@ -301,7 +301,7 @@ def _score(pattern, expected, measure):
     return hit / whole.clamp_min(1e-9)
 
 
-def likeness(pattern, other):
+def likeness(pattern: Tensor, other: Tensor) -> Tensor:
     """(L,H): 1 - the total variation between two patterns (L,H,T,T), averaged over queries.
 
     The first query is left out: it has one key, and so the same weight in both.
