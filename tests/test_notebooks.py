@@ -206,7 +206,9 @@ def test_in_colab_the_first_cell_installs_from_the_address_that_must_be_given(mo
 
 CELLS = (
     "print(1.25, end=' ', flush=True)\nprint('and more')",
+    # Once as a widget, and once as where there are none.
     "from mingpt.common import progress_bar\nfor _ in progress_bar(range(3)):\n    pass",
+    "from tqdm.std import tqdm\nfor _ in tqdm(range(3)):\n    pass",
     "import torch\n"
     "from mingpt.interpretability.figures import plot_effects\n"
     "plot_effects(torch.arange(6).view(2, 3) / 2)",
@@ -242,9 +244,9 @@ def test_the_command_stores_what_cells_say_and_again_the_same_bytes(tmp_path, mo
 
     notebook = run_notebooks.read_notebook(path)
     assert notebook.metadata == run_notebooks.METADATA
-    text, bar, picture = notebook.cells
+    text, widget, bar, picture = notebook.cells
     assert [output.text for output in text.outputs] == ["1.25 and more\n"]
-    assert not bar.outputs
+    assert not widget.outputs and not bar.outputs
     assert list(picture.outputs[0].data) == ["image/png", "text/plain"]
     assert b'execution_count": 7' not in stored and b"scrolled" not in stored
 
