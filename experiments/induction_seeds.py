@@ -39,13 +39,13 @@ LEADING = 3  # heads that are named at the end of a run
 STYLES = ("o-", "s--", "^:", "d-.")  # of lines that may lie on each other
 
 
-def read_run(folder, **prompts):
+def read_run(folder, *prompts):
     """(seed, steps it was made for, {step: InductionStudy}) of a run; prompts: of induction_curve.
 
     ValueError if the folder has no run of experiments.train.
     """
     settings = read_settings(Path(folder))
-    curve = induction_curve(folder, **prompts)
+    curve = induction_curve(folder, *prompts)
     if not settings or not curve:
         raise ValueError(f"{folder} has no run with step-N folders; give one of experiments.train")
     return settings["seed"], settings["max_iters"], curve
@@ -95,7 +95,7 @@ def print_runs(runs, threshold):
         print(f"  repeats save {saved:.2f} +- {error:.2f} nats a token")
 
 
-def plot_runs(runs, threshold, path=None):
+def plot_runs(runs, threshold, title, path=None):
     """The matplotlib Figure of {folder: (seed, planned, curve)}: a line for each run.
 
     Above the largest A(r)-A(c), below what repeats save; bars are standard errors.
@@ -103,6 +103,7 @@ def plot_runs(runs, threshold, path=None):
     from mingpt.interpretability.notebook_figure import Figure
 
     figure = Figure(figsize=(8, 7), layout="constrained")
+    figure.suptitle(title, wrap=True, parse_math=False)
     above, below = figure.subplots(2, 1, sharex=True)
     for i, (seed, planned, curve) in enumerate(runs.values()):
         steps, _, means, errors, saved, saved_errors = zip(*summarize(curve))
@@ -120,7 +121,7 @@ def plot_runs(runs, threshold, path=None):
     return figures.shown(figure, path)
 
 
-def report(runs, output, threshold, text, **prompts):
+def report(runs, output, threshold, text, length, bases, seed):
     """Measure the runs, a list of folders, write picture and table, print the heads.
 
     ValueError or OSError where something cannot be read, measured or written.
@@ -131,11 +132,14 @@ def report(runs, output, threshold, text, **prompts):
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     figures.check_output(existing / picture.name)
     content = read_text(text) if text else None
-    measured = {name: read_run(name, text=content, **prompts) for name in runs}
+    measured = {name: read_run(name, length, bases, seed, content) for name in runs}
 
     folder.mkdir(parents=True, exist_ok=True)
+    source = Path(text).name if text else "random tokens"
+    title = f"Induction heads in {len(measured)} runs, on {bases} pieces of {source}"
+    print(f"{title}; means +- standard errors\n")
     print_runs(measured, threshold)
-    plot_runs(measured, threshold, picture)
+    plot_runs(measured, threshold, title, picture)
     rows = []
     for name, (seed, _, curve) in measured.items():
         rows += [[name, seed, *row] for row in summarize(curve)]

@@ -224,23 +224,26 @@ def write_formation(formation, path):
 
 
 def plot_formation(formation, title, path=None):
-    """The matplotlib Figure: the divergences by layer, and where the predictions are made."""
+    """The matplotlib Figure: the divergences by layer, and where the predictions are made.
+
+    The embedding, whose divergences can be ten times as large, is in the table alone.
+    """
     from mingpt.interpretability.notebook_figure import Figure
 
     L = formation.values.size(1) - len(BEFORE)
-    figure = Figure(figsize=(10, 2.5 + 0.25 * L), layout="constrained")
+    figure = Figure(figsize=(10, 3 + 0.25 * L), layout="constrained")
     figure.suptitle(title, wrap=True, parse_math=False)
     left, right = figure.subplots(1, 2, sharey=True)
-    layers = range(-1, L)
+    layers = range(L)
     mean, error = (values.numpy() for values in mean_error(formation.values))
     for i, style in enumerate(("o-", "s--", "^:")):
         name = QUANTITIES[i].replace(".", "lens")
-        lens = slice(len(BEFORE) - 1, None)  # the embedding and the layers
+        lens = slice(len(BEFORE), None)
         left.errorbar(mean[lens, i], layers, xerr=error[lens, i], fmt=style, ms=4, label=name)
     label = "KL(bigrams||unigrams)"
     left.axvline(mean[BEFORE.index("unigrams"), 0], color="grey", lw=1, label=label)
     left.set(xlabel="nats", ylabel="layer")
-    left.set_yticks(layers, formation.names()[len(BEFORE) - 1 :])
+    left.set_yticks(layers)
 
     for i, name in enumerate(GROUPS[:2]):
         count = formation.counts()[name]
@@ -249,8 +252,10 @@ def plot_formation(formation, title, path=None):
         right.barh(places, share(count, count).tolist(), 0.4, label=label)
     right.set(xlabel="share of tokens whose prediction is made here")
     right.invert_yaxis()
-    left.legend()
-    right.legend(title="the model's top token is")
+    # Above the axes, where no line runs.
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    title = "the model's top token is"
+    right.legend(title=title, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figures.shown(figure, path)
 
 
@@ -275,7 +280,7 @@ def report(name, corpus, output):
 
     folder.mkdir(parents=True, exist_ok=True)
     n, T = x.shape
-    title = f"{name_model(model)} on {n} windows of {T} held-out tokens of {corpus}"
+    title = f"{name_model(model)}, on {n} windows of {T} held-out tokens of {corpus}"
     print(f"{title}\nbigrams of {len(ids):,} tokens\n")
     print_formation(formation)
     plot_formation(formation, title, picture)

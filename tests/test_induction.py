@@ -589,8 +589,8 @@ def test_the_runs_are_compared_by_their_largest_head_at_every_step(two_runs, tmp
 
 
 def test_the_picture_of_the_runs_has_a_line_for_each_as_far_as_it_went(two_runs):
-    runs = {name: induction_seeds.read_run(name, bases=B) for name in two_runs}
-    above, below = induction_seeds.plot_runs(runs, 0.2).axes
+    runs = {name: induction_seeds.read_run(name, None, B) for name in two_runs}
+    above, below = induction_seeds.plot_runs(runs, 0.2, "Two runs").axes
     labels = ["seed 5, step 20 of 40", "seed 6, step 3 of 40"]
     assert [text.get_text() for text in above.get_legend().get_texts()] == labels
     for axes in (above, below):

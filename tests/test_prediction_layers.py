@@ -123,13 +123,13 @@ def test_tokens_are_counted_at_their_layer_and_windows_averaged_one_by_one():
 def test_the_picture_has_layer_0_above_and_every_count():
     found = handmade_formation()
     left, right = plot_formation(found, "a $title$").axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["embedding", "0", "1", "2"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["0", "1", "2"]
     bottom, top = right.get_ylim()
     assert bottom > top
     bars = [[bar.get_width() for bar in group] for group in right.containers]
     assert bars == [pytest.approx([1 / 2, 1 / 2, 0]), pytest.approx([1 / 6, 1 / 6, 4 / 6])]
     line = left.containers[0].lines[0].get_xdata()
-    assert line.tolist() == pytest.approx(found.values.mean(0)[2:, 0].tolist())
+    assert line.tolist() == pytest.approx(found.values.mean(0)[3:, 0].tolist())
 
 
 @pytest.fixture(scope="module")
