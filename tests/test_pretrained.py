@@ -86,7 +86,8 @@ def edit_weights(folder, change):
     """Apply a function to the folder's weights, in place."""
     weights = load_file(folder / "model.safetensors")
     change(weights)
-    weights = {name: weight.contiguous() for name, weight in weights.items()}
+    # Copies: those that were read are the file itself, which must not change under them.
+    weights = {name: weight.contiguous().clone() for name, weight in weights.items()}
     save_file(weights, folder / "model.safetensors")
 
 
@@ -493,8 +494,10 @@ NOT_PLAIN = {
 @pytest.mark.filterwarnings("ignore:.*(sparse|quantiz|nested)")
 @pytest.mark.parametrize("kind", [*NOT_FLOATS, *NOT_PLAIN])
 def test_weights_that_are_no_plain_floats_are_refused_by_name(kind, folder):
+    if kind == "complex":
+        pytest.importorskip("safetensors", "0.7", reason="older ones cannot write complex numbers")
     message = f"{C_ATTN} must be a plain tensor of floats on the cpu"
-    weights = load_file(folder / "model.safetensors")
+    weights = {name: w.clone() for name, w in load_file(folder / "model.safetensors").items()}
     weights[C_ATTN] = (NOT_FLOATS | NOT_PLAIN)[kind](weights[C_ATTN])
     if kind in NOT_FLOATS:
         save_file(weights, folder / "model.safetensors")
