@@ -19,7 +19,9 @@ from mingpt.interpretability.activation_patching import (
     patch_activation,
     patch_layers,
 )
+from mingpt.interpretability.circuits import Circuit, Edge, find_circuit
 from mingpt.interpretability.edges import edge_attribution
+from mingpt.interpretability.logit_lens import Predictions, analyze
 from mingpt.interpretability.patching_result import PatchingResult
 from mingpt.interpretability.path_patching import path_patching
 from mingpt.model import GPT, Patch
@@ -95,6 +97,18 @@ def use_components(model: GPT) -> None:
     pairs = [(clean, corrupted, " Jones", " Smith")]
     assert_type(edge_attribution(model, pairs), Tensor)
     edge_attribution(model, [(clean, corrupted)])  # type: ignore[arg-type]
+
+
+def use_results(model: GPT) -> None:
+    predictions = analyze(model, "Michelle Jones was a top-notch student. Michelle")
+    assert_type(predictions, Predictions)
+    assert_type(predictions.top[3][-1][0], str)
+    analyze(model, "Michelle", k="5")  # type: ignore[arg-type]
+    circuit = find_circuit(model, "induction", n_edges=20)
+    assert_type(circuit, Circuit)
+    assert_type(circuit.edges, list[Edge])
+    assert_type(circuit.faithfulness(), float)
+    circuit.curve(sizes=20)  # type: ignore[arg-type]
 
 
 def use_trainer(rows: torch.utils.data.TensorDataset) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt.common import AnyPath
-from mingpt.interpretability import figures, readout, runs, web_pages
+from mingpt.interpretability import figures, readout, results, runs, web_pages
 from mingpt.interpretability.attention_explanation import explain_attention as explain_attention
 from mingpt.interpretability.attention_figure import draw_patterns
 from mingpt.interpretability.composition import composition_scores as composition_scores
@@ -131,7 +131,7 @@ def _check_heads(model, T, only):
         raise ValueError(f"{count:,} weights are too many to show; {what}")
 
 
-@dataclass
+@dataclass(repr=False)
 class AttentionStats:
     """What a head's pattern is like on average over the queries of one text; each (L,H)."""
 
@@ -141,6 +141,8 @@ class AttentionStats:
     current_token: Tensor  # weight on the query itself
     previous_token: Tensor  # weight on it; the first query, which has none, is left out
     largest: Tensor  # the largest weight of all, the first query's left out
+
+    __repr__ = results.summary
 
 
 def compute_attention_stats(model: GPT, text: Text) -> AttentionStats:

@@ -4,9 +4,14 @@ A row for each layer's heads and one for each MLP, as far as they have edges; th
 right. The arrows are the circuit's edges. An arrow goes around the nodes that it does not touch.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy
+
+if TYPE_CHECKING:  # it imports matplotlib
+    from mingpt.interpretability.notebook_figure import Figure
 
 # Colours that colour-blind people tell apart, by what a head reads.
 ROLES = {
@@ -23,7 +28,9 @@ HALF_HEIGHT = 0.14
 AROUND = 0.1  # least distance of an arrow that goes around a node
 
 
-def draw_circuit(nodes, edges, title):
+def draw_circuit(
+    nodes: Sequence[str], edges: Sequence[tuple[str, str, float]], title: str
+) -> "Figure":
     """The matplotlib Figure of a graph, the first node at the top, with an arrow for each edge.
 
     nodes: names as "embed", "3.5", "mlp 3", "logits", from the embedding to the logits. edges:
@@ -44,7 +51,7 @@ def draw_circuit(nodes, edges, title):
     height = (len(rows) - 1) * ROW + 1.7
     margin = (width - (right - left)) / 2
     figure = Figure((width, height))
-    axes = figure.add_axes([0, 0, 1, 1])
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(left - margin, right + margin)
     axes.set_ylim(height - 0.9, -0.9)
     axes.axis("off")
@@ -114,7 +121,7 @@ def _spread(places, nodes, others):
 
     nodes: of each edge, the node that it meets; others: the node at its other end.
     """
-    meeting = {}
+    meeting: dict[str, list[tuple[float, int]]] = {}
     for number, node in enumerate(nodes):
         x, y = places[node]
         other_x, other_y = places[others[number]]

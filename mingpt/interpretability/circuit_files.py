@@ -11,15 +11,21 @@ benchmark (arXiv 2504.13151).
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from mingpt.common import atomic_write
+from mingpt.common import AnyPath, atomic_write
+from mingpt.interpretability.graph import Layout
+
+if TYPE_CHECKING:  # circuits imports this module
+    from mingpt.interpretability.circuits import Circuit
 
 FORMS = ("own", "eap-ig")
 
 
-def write_circuit(circuit, path, form="own"):
+def write_circuit(circuit: "Circuit", path: AnyPath, form: str = "own") -> None:
     """Write a Circuit as JSON. form: "own" or "eap-ig"."""
     if form not in FORMS:
         raise ValueError(f'form must be "own" or "eap-ig"; got {form!r}')
@@ -37,7 +43,7 @@ def write_circuit(circuit, path, form="own"):
         temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def read_circuit(path, graph):
+def read_circuit(path: AnyPath, graph: Layout) -> tuple[str, Tensor, Tensor]:
     """(method, mask (R,S), scores (R,S)) of a file of either form, for a model of this Layout.
 
     ValueError where it is no circuit of such a model.

@@ -7,11 +7,13 @@ Source: the MIB benchmark (Mueller et al. 2025, arXiv 2504.13151), section 3, an
 AUROC there goes by circuits of ten sizes, here by all sizes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from mingpt.interpretability.circuits import connected, first_edges
+from mingpt.interpretability.circuits import Circuit, connected, first_edges
+from mingpt.interpretability.tasks import Task
 
 SHARES = (
     0.001,
@@ -31,12 +33,12 @@ SHARES = (
 class CurveAreas:
     """Faithfulness of circuits of growing size, cut from two orders of the edges."""
 
-    shares: tuple  # of all edges
-    by_sign: list  # faithfulness at each share, the most positive score first
-    by_size: list  # the same, the largest |score| first
+    shares: tuple[float, ...]  # of all edges
+    by_sign: list[float]  # faithfulness at each share, the most positive score first
+    by_size: list[float]  # the same, the largest |score| first
 
     @property
-    def cpr(self):
+    def cpr(self) -> float:
         """Circuit performance ratio: the area under by_sign. Larger is better.
 
         A circuit without the edges that hurt the answer may be worth more than 1.
@@ -44,7 +46,7 @@ class CurveAreas:
         return self._area(self.by_sign)
 
     @property
-    def cmd(self):
+    def cmd(self) -> float:
         """Circuit-model distance: the area of |1 - by_size|. 0 is best: as the whole model."""
         return self._area([abs(1 - faithfulness) for faithfulness in self.by_size])
 
@@ -52,7 +54,7 @@ class CurveAreas:
         return torch.trapezoid(torch.tensor(heights), torch.tensor(self.shares)).item()
 
 
-def curve_areas(circuit, task=None):
+def curve_areas(circuit: Circuit, task: Task | None = None) -> CurveAreas:
     """CurveAreas of the order that a Circuit's scores give, on its own pairs or on a task's.
 
     Edges that the method gave no score, as acdc's that went, come in no particular order. Cost:
@@ -72,7 +74,7 @@ def curve_areas(circuit, task=None):
     return CurveAreas(SHARES, by_sign, by_size)
 
 
-def auroc(circuit, known):
+def auroc(circuit: Circuit, known: Iterable[tuple[str, str]]) -> float:
     """The probability that a known edge has a larger |score| than another edge; 0.5 = by chance.
 
     known: [(sender, reader)], the edges of a circuit that is known, such as a hand-written model's.
@@ -84,5 +86,6 @@ def auroc(circuit, known):
         in_known[graph.readers.index(reader), graph.senders.index(sender)] = True
     scores = circuit.scores.abs()
     others = scores[graph.possible & ~in_known]
-    better = [(score > others).sum() + (score == others).sum() / 2 for score in scores[in_known]]
-    return (sum(better) / (len(better) * len(others))).item()
+    ranks = [(score > others).sum() + (score == others).sum() / 2 for score in scores[in_known]]
+    better = torch.stack(ranks)
+    return (better.sum() / (len(better) * len(others))).item()

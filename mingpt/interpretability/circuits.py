@@ -9,19 +9,28 @@ al. 2023 (EAP, arXiv 2310.10348), Hanna et al. 2024 (EAP-IG, arXiv 2403.17806), 
 (completeness, arXiv 2403.19647).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
-from mingpt.common import progress_bar
-from mingpt.interpretability import figures
+from mingpt.common import AnyPath, progress_bar
+from mingpt.interpretability import figures, results
 from mingpt.interpretability.acdc import prune_edges
 from mingpt.interpretability.circuit_figure import draw_circuit
 from mingpt.interpretability.circuit_files import read_circuit, write_circuit
-from mingpt.interpretability.edges import edge_attribution, score_edges  # noqa: F401
-from mingpt.interpretability.graph import TaskRuns, layout, record_task
+from mingpt.interpretability.edges import edge_attribution as edge_attribution
+from mingpt.interpretability.edges import score_edges
+from mingpt.interpretability.graph import Layout, TaskRuns, layout, record_task
+from mingpt.interpretability.tasks import Task
 from mingpt.model import GPT
+
+if TYPE_CHECKING:  # matplotlib and pandas are imported where they are needed
+    from pandas import DataFrame
+
+    from mingpt.interpretability.notebook_figure import Figure
 
 # For each method the one of edge_attribution; acdc scores edges in its own way.
 METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": "acdc"}
@@ -35,7 +44,13 @@ class Edge(NamedTuple):
     score: float  # in logits; positive = it supports the clean answer
 
 
-def find_circuit(model, task, method="eap-ig", threshold=0.01, n_edges=None):
+def find_circuit(
+    model: GPT,
+    task: Task,
+    method: str = "eap-ig",
+    threshold: float = 0.01,
+    n_edges: int | None = None,
+) -> "Circuit":
     """The Circuit of the edges that matter enough: `threshold` times the effect of all together.
 
     task: "induction", "name_recall", "ioi" or "greater_than" (100 pairs, seed 0), or pairs (clean,
@@ -77,7 +92,7 @@ def _check_options(method, threshold, n_edges):
         )
 
 
-def check_answers(clean, corrupted):
+def check_answers(clean: Tensor, corrupted: Tensor) -> None:
     """ValueError unless the metric (pairs,) says that the model does the task, of clean texts."""
     right = clean > 0
     if not right.float().mean() > 0.5:
@@ -94,7 +109,7 @@ def check_answers(clean, corrupted):
         )
 
 
-def first_edges(graph, values, size):
+def first_edges(graph: Layout, values: Tensor, size: int) -> Tensor:
     """The mask of the possible edges with the `size` largest values (R,S)."""
     lowest = float("-inf")
     order = values.masked_fill(~graph.possible, lowest).flatten().argsort(descending=True)
@@ -103,7 +118,7 @@ def first_edges(graph, values, size):
     return mask.view_as(graph.possible) & graph.possible
 
 
-def connected(graph, mask):
+def connected(graph: Layout, mask: Tensor) -> Tensor:
     """The mask without the edges on no path from the embedding to the logits."""
     names = [*graph.senders, "logits"]
     node_of = torch.tensor([names.index(node) for node in graph.nodes])  # (R,)
@@ -137,12 +152,12 @@ class Circuit:
 
     model: GPT
     runs: TaskRuns  # of the pairs that the circuit was found on
-    mask: torch.Tensor  # bool (R,S), as in `layout`
-    scores: torch.Tensor  # (R,S): of all edges that the method scored, in logits
+    mask: Tensor  # bool (R,S), as in `layout`
+    scores: Tensor  # (R,S): of all edges that the method scored, in logits
     method: str
 
     @property
-    def edges(self):
+    def edges(self) -> list[Edge]:
         """[Edge], the largest effect first."""
         graph = self.runs.graph
         edges = [
@@ -152,22 +167,22 @@ class Circuit:
         return sorted(edges, key=lambda edge: -abs(edge.score))
 
     @property
-    def nodes(self):
+    def nodes(self) -> list[str]:
         """The names of the nodes that have edges, from the embedding to the logits."""
         graph = self.runs.graph
-        names = set()
+        names: set[str] = set()
         for r, s in self.mask.nonzero().tolist():
             names |= {graph.nodes[r], graph.senders[s]}
         return [name for name in [*graph.senders, "logits"] if name in names]
 
-    def faithfulness(self, task=None):
+    def faithfulness(self, task: Task | None = None) -> float:
         """The share of the metric's fall that is undone with all outside the circuit corrupted.
 
         0: the metric is as in the corrupted run; 1: as in the clean run.
         """
         return self.runs_of(task).share(self.mask)
 
-    def completeness(self, task=None):
+    def completeness(self, task: Task | None = None) -> float:
         """The same with the circuit corrupted and all else clean; near 0 = nothing is missing.
 
         Source: Marks et al. 2024.
@@ -175,7 +190,7 @@ class Circuit:
         others = self.runs.graph.possible & ~self.mask
         return self.runs_of(task).share(others)
 
-    def minimality(self, task=None):
+    def minimality(self, task: Task | None = None) -> dict[tuple[str, str], float]:
         """{(sender, reader): faithfulness lost without this edge}; near 0 = it is not needed."""
         graph = self.runs.graph
         runs = self.runs_of(task)
@@ -187,13 +202,17 @@ class Circuit:
             lost[graph.senders[s], graph.readers[r]] = whole - without
         return lost
 
-    def curve(self, sizes=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), task=None):
+    def curve(
+        self,
+        sizes: Iterable[int] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+        task: Task | None = None,
+    ) -> list[tuple[int, float]]:
         """[(edges, faithfulness)] of so many of the largest edges, as far as they connect."""
         runs = self.runs_of(task)
         masks = [self._top(size) for size in sizes if size <= self._n_scored()]
         return [(int(mask.sum()), runs.share(mask)) for mask in masks]
 
-    def without(self, edges):
+    def without(self, edges: Iterable[tuple[str, str]]) -> "Circuit":
         """A Circuit without some edges, [(sender, reader)], and without what they connected."""
         graph = self.runs.graph
         mask = self.mask.clone()
@@ -206,7 +225,7 @@ class Circuit:
             mask[graph.readers.index(reader), graph.senders.index(sender)] = False
         return replace(self, mask=connected(graph, mask))
 
-    def smaller(self, faithfulness=0.9):
+    def smaller(self, faithfulness: float = 0.9) -> "Circuit":
         """A Circuit of few edges that is this faithful, not guaranteed to be the smallest.
 
         Binary search on the number of top-scored edges, of all that were scored; then greedy
@@ -231,12 +250,12 @@ class Circuit:
         mask = self._remove_edges(self._top(many), faithfulness)
         return replace(self, mask=mask)
 
-    def to_json(self, path, form="own"):
+    def to_json(self, path: AnyPath, form: str = "own") -> None:
         """Write method, shape and edges; form "eap-ig": as the field's tools read and write it."""
         write_circuit(self, path, form)
 
     @classmethod
-    def from_json(cls, path, model, task):
+    def from_json(cls, path: AnyPath, model: GPT, task: Task) -> "Circuit":
         """The Circuit of to_json, or of a file of EAP-IG's.
 
         ValueError where the model has another shape.
@@ -244,7 +263,7 @@ class Circuit:
         method, mask, scores = read_circuit(path, layout(model))
         return cls(model, record_task(model, task), mask, scores, method)
 
-    def plot(self, path=None):
+    def plot(self, path: AnyPath | None = None) -> "Figure":
         """The matplotlib Figure: the embedding at the top, arrows as wide as the edges' scores.
 
         Cost: as faithfulness, which stands in the title.
@@ -257,10 +276,16 @@ class Circuit:
         )
         return figures.shown(draw_circuit(self.nodes, self.edges, title), path)
 
+    _repr_png_ = results.picture
+
+    def to_dataframe(self) -> "DataFrame":
+        """The pandas DataFrame of the edges: sender, reader, score; the largest effect first."""
+        return results.data_frame(self.edges, Edge._fields)
+
     def __repr__(self):
         return f"Circuit({self.method}, {int(self.mask.sum())} edges, {len(self.nodes)} nodes)"
 
-    def runs_of(self, task):
+    def runs_of(self, task: Task | None) -> TaskRuns:
         """The base runs of other pairs, or of the circuit's own."""
         if task is None:
             return self.runs

@@ -22,6 +22,7 @@ Letters in the shapes: B bases, T = 4n positions, L layers, H heads, D head size
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,16 +30,19 @@ from torch.nn import functional as F
 
 from mingpt.common import AnyPath, progress_bar
 from mingpt.hub import steps_in
-from mingpt.interpretability import runs
+from mingpt.interpretability import results, runs
 from mingpt.interpretability.inputs import Head
 from mingpt.model import GPT
 from mingpt.sites import Activations, Patch
+
+if TYPE_CHECKING:  # pandas need not be there
+    from pandas import DataFrame
 
 KINDS = ("zero", "mean")  # of ablation
 STANDARD_ERRORS = 4  # a mean that is further from 0 than this is taken for more than chance
 
 
-@dataclass
+@dataclass(repr=False)
 class HeadAblations:
     """What changes when one head is ablated: (B,L,H), entry [b, l, h] without head l.h alone.
 
@@ -54,8 +58,10 @@ class HeadAblations:
     change_of_loss_repeats: Tensor
     change_of_loss_controls: Tensor
 
+    __repr__ = results.summary
 
-@dataclass
+
+@dataclass(repr=False)
 class InductionStudy:
     """What study_induction measures, for each base by itself; mean_error averages over the bases.
 
@@ -83,6 +89,15 @@ class InductionStudy:
     in_context: Tensor
     delta: Tensor
     ablations: dict[str, HeadAblations] = field(default_factory=dict)
+
+    __repr__ = results.summary
+
+    def to_dataframe(self) -> "DataFrame":
+        """The pandas DataFrame of the means over the bases: a row per head, with its attention."""
+        columns = results.places(self.attention_repeats.shape[1:], "layer", "head")
+        for name in ("attention_repeats", "attention_controls", "attention_difference"):
+            columns[name] = getattr(self, name).mean(0).flatten().tolist()
+        return results.data_frame(columns)
 
 
 @dataclass

@@ -9,17 +9,28 @@ Sources: nostalgebraist 2020 ("the logit lens"); where it misleads, Belrose et a
 2303.08112).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt.interpretability import figures, readout, runs, web_pages
-from mingpt.interpretability.attribution import logit_attribution  # noqa: F401, found here too
-from mingpt.interpretability.inputs import encode, encode_one, text_of, token_texts
+from mingpt.common import AnyPath
+from mingpt.interpretability import figures, readout, results, runs, web_pages
+from mingpt.interpretability.attribution import logit_attribution as logit_attribution
+from mingpt.interpretability.inputs import Text, encode, encode_one, text_of, token_texts
 from mingpt.interpretability.reports import name_model
+from mingpt.interpretability.web_pages import Page
+from mingpt.model import GPT
 from mingpt.sites import RESIDUAL_SITES
+
+if TYPE_CHECKING:  # matplotlib and pandas are imported where they are needed
+    from pandas import DataFrame
+
+    from mingpt.interpretability.notebook_figure import Figure
 
 QUANTITIES = {
     "probability": "probability",
@@ -28,7 +39,9 @@ QUANTITIES = {
 }
 
 
-def plot_evolution(predictions, save_path=None, quantity="probability"):
+def plot_evolution(
+    predictions: "Predictions", save_path: AnyPath | None = None, quantity: str = "probability"
+) -> "Figure | Page":
     """The matplotlib Figure of the classic grid: layers down, positions across, top tokens.
 
     quantity, which colours it: "probability" of the token, "entropy" or "kl". save_path: .png, .svg
@@ -37,7 +50,7 @@ def plot_evolution(predictions, save_path=None, quantity="probability"):
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {quantity!r}")
-    if str(save_path).endswith(".html"):
+    if save_path is not None and str(save_path).endswith(".html"):
         return web_pages.save_page("logit_lens", _page_data(predictions, quantity), save_path)
 
     values = getattr(predictions, quantity)
@@ -71,8 +84,8 @@ class Predictions:
     model: str  # its name
     text: str  # the input; "" without a tokenizer
     site: str
-    tokens: list  # T texts, the input's; without a tokenizer the ids
-    top: list  # (L,T,k) texts, the most probable first
+    tokens: list[str]  # T texts, the input's; without a tokenizer the ids
+    top: list[list[list[str]]]  # (L,T,k) texts, the most probable first
     ids: Tensor  # (L,T,k), of top
     logits: Tensor  # (L,T,k); at resid_post the last row is the model's own, to the bit
     probability: Tensor  # (L,T,k), of these tokens
@@ -86,10 +99,24 @@ class Predictions:
 
     # The function as a method: predictions.plot(save_path, quantity).
     plot = plot_evolution
+    _repr_png_ = results.picture
+
+    def to_dataframe(self) -> "DataFrame":
+        """The pandas DataFrame of the k tokens of every cell: a row for each, the best of rank 0.
+
+        Columns: layer, position, token (the input's), rank, prediction, logit, probability.
+        """
+        columns = results.places(self.logits.shape, "layer", "position", "rank")
+        columns["token"] = [self.tokens[position] for position in columns["position"]]
+        cells = chain.from_iterable(self.top)
+        columns["prediction"] = list(chain.from_iterable(cells))
+        columns["logit"] = self.logits.flatten().tolist()
+        columns["probability"] = self.probability.flatten().tolist()
+        return results.data_frame(columns)
 
 
 @torch.no_grad()
-def analyze(model, text, site="resid_post", k=5):
+def analyze(model: GPT, text: Text, site: str = "resid_post", k: int = 5) -> Predictions:
     """Predictions: the k tokens that the lens reads at each layer and position.
 
     text: one, or ids (1,T). site: resid_pre, resid_mid, resid_post; or attn_out, mlp_out: what one
@@ -120,7 +147,7 @@ def analyze(model, text, site="resid_post", k=5):
     return Predictions(*names, token_texts(model, ids[0]), words, *columns)
 
 
-def read_stream(model, x):
+def read_stream(model: GPT, x: Tensor) -> tuple[Tensor, Tensor]:
     """(logits, log-probabilities), each (...,V), of streams (...,C)."""
     logits = model.lm_head(model.transformer.ln_f(x))
     return logits, logits.to(readout.wide_dtype(model)).log_softmax(-1)
@@ -132,7 +159,7 @@ def _check_site(site):
         raise ValueError(f"the lens reads {', '.join(RESIDUAL_SITES)}; got {site!r}")
 
 
-@dataclass
+@dataclass(repr=False)
 class Convergence:
     """Where the prediction at each position is made; each (T,)."""
 
@@ -140,8 +167,10 @@ class Convergence:
     probability: Tensor  # that token's, at this layer
     kl_layer: Tensor  # the first from which on KL(the model's output || the lens) is small
 
+    __repr__ = results.summary
 
-def measure_convergence(model, text, threshold=0.1):
+
+def measure_convergence(model: GPT, text: Text, threshold: float = 0.1) -> Convergence:
     """The Convergence of one text. Cost: analyze.
 
     threshold: in nats; a KL below it is small. kl_layer is L where none is.
@@ -162,7 +191,9 @@ def _first_lasting(holds):
 
 
 @torch.no_grad()
-def compare_to_bigram(model, texts, site="resid_post"):
+def compare_to_bigram(
+    model: GPT, texts: Sequence[Text] | Tensor, site: str = "resid_post"
+) -> Tensor:
     """(L,): mean KL(the texts' bigrams || the lens), in nats, over all tokens with a next one.
 
     Low where a layer predicts by the current token alone. texts: a list, or ids (B,T).
@@ -205,10 +236,15 @@ class Comparison:
 
     layer: Tensor  # (n,): the first where the top tokens are not all one; L if there is none
     table: str  # lines to print: layer by layer the texts' top tokens at one position
-    predictions: list  # Predictions, of each text
+    predictions: list[Predictions]  # , of each text
+
+    def __repr__(self):
+        return self.table
 
 
-def compare_predictions(model, texts, site="resid_post", position=-1):
+def compare_predictions(
+    model: GPT, texts: Sequence[Text] | Tensor, site: str = "resid_post", position: int = -1
+) -> Comparison:
     """The Comparison of texts, its table at a position from the end. Cost: analyze of each."""
     predictions = [analyze(model, text, site) for text in _separate(texts)]
     n = min((len(prediction.tokens) for prediction in predictions), default=0)

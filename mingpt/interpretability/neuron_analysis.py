@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mingpt.common import AnyPath
-from mingpt.interpretability import web_pages
+from mingpt.interpretability import results, web_pages
 from mingpt.interpretability.attribution import important_neurons as important_neurons
 from mingpt.interpretability.inputs import Texts, token_texts
 from mingpt.interpretability.reports import name_model
@@ -151,7 +151,7 @@ def _example(model, window, activations, around):
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class ActivationStats:
     """How often and how much every neuron is active, over all tokens of the texts."""
 
@@ -160,6 +160,8 @@ class ActivationStats:
     active: Tensor  # (L,n_inner), the share of the tokens with a value above 0
     dead: Tensor  # (L,n_inner), whether there is no such token
     tokens: int  # how many there were
+
+    __repr__ = results.summary
 
 
 @torch.no_grad()

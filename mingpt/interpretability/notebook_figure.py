@@ -13,14 +13,17 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure as PlainFigure
 from matplotlib.text import Text
 
+LONGEST = 2000  # pixels of a side in a notebook, which is kept with its pictures
+
 
 class Figure(PlainFigure):
     """A Figure that shows itself as the last line of a notebook's cell."""
 
     def _repr_png_(self):
         """The picture, as notebooks ask for it."""
+        dpi = min(self.dpi, LONGEST / max(self.get_size_inches()))
         file = io.BytesIO()
-        self.savefig(file, format="png")
+        self.savefig(file, format="png", dpi=dpi)
         return file.getvalue()
 
     def show(self, warn: bool = True) -> None:

@@ -6,16 +6,23 @@ Heimersheim & Nanda 2024 (arXiv 2404.15255), Zhang & Nanda 2023 (arXiv 2309.1604
 """
 
 from dataclasses import InitVar, dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from mingpt.common import atomic_write
-from mingpt.interpretability import figures
+from mingpt.common import AnyPath, atomic_write
+from mingpt.interpretability import figures, results
 from mingpt.interpretability.inputs import token_texts
 from mingpt.interpretability.readout import answer_direction
 from mingpt.interpretability.reports import name_model
 from mingpt.model import GPT
 from mingpt.sites import SITES_WITH_HEADS
+
+if TYPE_CHECKING:  # matplotlib and pandas are imported where they are needed
+    from pandas import DataFrame
+
+    from mingpt.interpretability.notebook_figure import Figure
 
 # Of the output matrix, by which a change of it is known.
 COLUMNS = 64
@@ -46,18 +53,19 @@ class PatchingResult:
     """
 
     model: InitVar[GPT]
-    vectors: dict  # "patched" (B,cells,C), "clean" and "corrupted" (B,C): after the final norm
-    answers: torch.Tensor  # (B,2): the clean, the corrupted answer
-    tokens: list  # the corrupted input's, as texts; of the first pair
-    texts: dict  # "clean" and "corrupted", of the first pair
+    # "patched" (B,cells,C), "clean" and "corrupted" (B,C): after the final norm.
+    vectors: dict[str, Tensor]
+    answers: Tensor  # (B,2): the clean, the corrupted answer
+    tokens: list[str]  # the corrupted input's, as texts; of the first pair
+    texts: dict[str, str]  # "clean" and "corrupted", of the first pair
     site: str
     direction: str  # denoise or noise
     single: bool  # one pair was given, not a list of pairs
 
-    def __post_init__(self, model):
+    def __post_init__(self, model: GPT) -> None:
         self.model_name = name_model(model)
         self.direction_of_answers = answer_direction(model, *self.answers.T)  # (B,C)
-        self.answer_texts = None
+        self.answer_texts: list[str] | None = None
         if model.tokenizer is not None:
             self.answer_texts = token_texts(model, self.answers[0])  # of the first pair
         self._matrix = model.lm_head.weight.detach()  # (V,C), no copy
@@ -68,7 +76,7 @@ class PatchingResult:
         return vars(self) | {"_matrix": None}
 
     @property
-    def logit_diff(self):
+    def logit_diff(self) -> Tensor:
         """cells: logit(corrupted answer) - logit(clean answer), in logits.
 
         Positive = the corrupted answer is ahead.
@@ -76,17 +84,17 @@ class PatchingResult:
         return self._logit_diff("patched")
 
     @property
-    def clean(self):
+    def clean(self) -> Tensor:
         """The logit difference of the unpatched clean run."""
         return self._logit_diff("clean")
 
     @property
-    def corrupted(self):
+    def corrupted(self) -> Tensor:
         """The logit difference of the unpatched corrupted run."""
         return self._logit_diff("corrupted")
 
     @property
-    def normalized(self):
+    def normalized(self) -> Tensor:
         """cells: (patched - corrupted) / (clean - corrupted) of the logit differences.
 
         0 = as in the corrupted run, 1 = as in the clean run. ValueError if these are the same.
@@ -102,28 +110,28 @@ class PatchingResult:
         return (restored / whole).movedim(-1, 0)
 
     @property
-    def log_prob(self):
+    def log_prob(self) -> Tensor:
         """cells: log-probability of the clean answer, in nats."""
         return self._log_prob("patched")
 
     @property
-    def probability(self):
+    def probability(self) -> Tensor:
         """cells: probability of the clean answer."""
         return self.log_prob.exp()
 
     @property
-    def kl(self):
+    def kl(self) -> Tensor:
         """cells: KL(unpatched clean run || patched run) of the next token, in nats, >= 0."""
         return self._kl("patched")
 
-    def mean(self, measure="logit_diff"):
+    def mean(self, measure: str = "logit_diff") -> Tensor:
         """A measure, averaged over the pairs: cells without B."""
         if measure not in MEASURES:
             raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-        values = getattr(self, measure)
+        values: Tensor = getattr(self, measure)
         return values if self.single else values.mean(0)
 
-    def plot(self, path=None, measure="logit_diff"):
+    def plot(self, path: AnyPath | None = None, measure: str = "logit_diff") -> "Figure":
         """The matplotlib Figure of the mean of a measure; path (.png, .svg, .pdf): written there.
 
         The unpatched runs are marked on the colour bar. Blue is towards the clean answer. In
@@ -137,27 +145,43 @@ class PatchingResult:
         )
         return figures.shown(figure, path)
 
-    def to_csv(self, path, measure="logit_diff"):
+    _repr_png_ = results.picture
+
+    def to_csv(self, path: AnyPath, measure: str = "logit_diff") -> None:
         """Write the mean of a measure: a header, then a row per layer (and head), in full."""
         values, rows, columns, _ = self._table(measure)
         with atomic_write(path) as temporary:
             figures.save_csv(values, columns, temporary, rows)
 
+    def to_dataframe(self, *measures: str) -> "DataFrame":
+        """The pandas DataFrame of the mean of measures, logit_diff if none: a row per cell.
+
+        Columns: layer (head), position and token, and the measures.
+        """
+        means = {measure: self.mean(measure) for measure in measures or ["logit_diff"]}
+        shape = next(iter(means.values())).shape
+        axes = ["layer", "head"] if self.site in SITES_WITH_HEADS else ["layer"]
+        columns = results.places(shape, *axes, "position")
+        if "position" in columns:
+            columns["token"] = [self.tokens[position] for position in columns["position"]]
+        columns |= {measure: values.flatten().tolist() for measure, values in means.items()}
+        return results.data_frame(columns)
+
     @property
-    def quantity(self):
+    def quantity(self) -> str:
         """What logit_diff is, in words."""
         if len(self.answers) > 1 or self.answer_texts is None:
             return "logit(corrupted answer) - logit(clean answer)"
         clean, corrupted = self.answer_texts
         return f"logit({corrupted!r}) - logit({clean!r})"
 
-    def describe(self, measure):
+    def describe(self, measure: str) -> str:
         """What a measure is, in words, with its unit or sign."""
         if measure == "logit_diff":
             return f"{self.quantity}, positive: the corrupted answer is ahead"
         return MEASURES[measure][0]
 
-    def unpatched(self, measure="logit_diff"):
+    def unpatched(self, measure: str = "logit_diff") -> dict[str, float]:
         """{"clean": the measure of the unpatched clean run, "corrupted": ...}, mean over pairs."""
         if measure == "normalized":
             return {"clean": 1, "corrupted": 0}
@@ -178,7 +202,7 @@ class PatchingResult:
         has_positions = values.ndim - (self.site in SITES_WITH_HEADS) > 1
         return figures.as_table(values, self.tokens if has_positions else None)
 
-    def title(self):
+    def title(self) -> str:
         """The texts, the model, and what is put into which run."""
         lines = [f"{name}: {figures.quote(text)}" for name, text in self.texts.items()]
         what = f"clean {self.site} put into the corrupted run"
