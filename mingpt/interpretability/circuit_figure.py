@@ -62,8 +62,8 @@ def draw_circuit(
     for (_, reader, score), points in zip(edges, paths):
         _draw_arrow(axes, points, reader, score / largest)
     box = {"boxstyle": "round", "fc": "white", "ec": "black"}
-    for node, place in places.items():
-        axes.text(*place, node, ha="center", va="center", bbox=box)
+    for node, (x, y) in places.items():
+        axes.text(x, y, node, ha="center", va="center", bbox=box)
 
     title += f"\nan arrow is as wide as its score, up to {largest:.2f} logits"
     figure.suptitle(title, y=1 - 0.1 / height, fontsize="medium", parse_math=False)
