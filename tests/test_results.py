@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,12 @@ def test_a_result_that_cannot_be_drawn_is_shown_as_text_and_says_why(circuit, ca
     empty = circuit.without([(edge.sender, edge.reader) for edge in circuit.edges])
     assert empty._repr_png_() is None
     assert "no picture: the circuit has no edges to draw" in capsys.readouterr().err
+
+
+def test_a_circuit_of_very_many_edges_is_shown_as_text(circuit):
+    everything = replace(circuit, mask=circuit.runs.graph.possible)
+    assert everything._repr_png_() is None
+    assert repr(everything) == "Circuit(eap, 4555 edges, 62 nodes)"
 
 
 def test_a_large_picture_is_bounded_in_a_notebook():

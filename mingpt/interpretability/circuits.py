@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # matplotlib and pandas are imported where they are needed
 
 # For each method the one of edge_attribution; acdc scores edges in its own way.
 METHODS = {"path_patching": "exact", "eap": "eap", "eap-ig": "eap-ig-inputs", "acdc": "acdc"}
+MOST_ARROWS = 200  # of the picture that a notebook shows unasked
 
 
 class Edge(NamedTuple):
@@ -276,7 +277,9 @@ class Circuit:
         )
         return figures.shown(draw_circuit(self.nodes, self.edges, title), path)
 
-    _repr_png_ = results.picture
+    def _repr_png_(self):
+        # More arrows are a tangle of megabytes, which plot() draws all the same.
+        return results.picture(self) if self.mask.sum() <= MOST_ARROWS else None
 
     def to_dataframe(self) -> "DataFrame":
         """The pandas DataFrame of the edges: sender, reader, score; the largest effect first."""
