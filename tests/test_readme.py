@@ -68,14 +68,18 @@ def test_every_command_that_is_named_has_its_module_and_says_how_to_use_it(
     assert not ended.value.code and "usage:" in capsys.readouterr().out
 
 
-def test_every_function_in_the_table_of_methods_is_in_its_module():
-    functions = []
+def functions_in_the_table():
+    """The functions in the table of methods, as module.name or module.class.name."""
     for cell in re.findall(r"^\|[^|]*\|([^|]*)\|", section("Methods"), re.M):
         owner = ""
         for name in re.findall(r"`([\w.]+)`", cell):
             if not name.startswith("."):  # `.name`: in the same place as the one before
                 owner = name.rpartition(".")[0]
-            functions.append(f"{owner}.{name.rpartition('.')[2]}")
+            yield f"{owner}.{name.rpartition('.')[2]}"
+
+
+def test_every_function_in_the_table_of_methods_is_in_its_module():
+    functions = list(functions_in_the_table())
     assert len(functions) > 20
     for function in functions:
         module, *attributes = function.split(".")

@@ -1,6 +1,6 @@
 """Pages to look around in: a file each, which needs no network and shows itself in a notebook.
 
-pages/<name>.html is a page as it is written, with a mark where its data comes, and a mark such as
+`pages/<name>.html` is a page as it is written, with a mark where its data comes, and a mark such as
 /* heatmap.js */ for each file of pages/ that it shares with other pages and with the explorer. No
 page has an id or a global name, so that several can stand in one document.
 """
@@ -37,7 +37,7 @@ class Page:
 
 
 def save_page(name: str, data: dict[str, Any], path: AnyPath) -> Page:
-    """Write pages/<name>.html with data, as JSON, in the place of DATA -> Page.
+    """Write `pages/<name>.html` with data, as JSON, in the place of DATA -> Page.
 
     Tensors in the data become lists of numbers with six decimals, more than any page shows.
     """
