@@ -83,6 +83,9 @@ def test_the_workflow_installs_with_every_python_and_runs_what_the_gate_runs():
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("install -q", "install")
     for command in (
         "pip install -r requirements.txt -r tests/requirements.txt",
+        "ruff check",
+        "ruff format --check",
+        "mypy",
         "python -m pytest",
     ):
         assert command in workflow and command in gate
