@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mingpt.common import AnyPath
-
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-from mingpt.common import atomic_write, one_line, remove, say
+from mingpt.common import AnyPath, atomic_write, one_line, remove, say
 from mingpt.hub import steps_in
 
 if TYPE_CHECKING:  # it imports this module

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from mingpt.common import AnyPath
 from mingpt.config import ACTIVATIONS, GPTConfig
-from mingpt.sites import SITES as SITES
+from mingpt.sites import SITES as SITES  # to be found here too
 from mingpt.sites import Activations, Patches, as_patches, as_store
-from mingpt.sites import Patch as Patch
+from mingpt.sites import Patch as Patch  # to be found here too
 from mingpt.weights import without_masks
 
 if TYPE_CHECKING:  # bpe loads what downloads need, trainer imports this module

@@ -236,7 +236,7 @@ class Comparison:
 
     layer: Tensor  # (n,): the first where the top tokens are not all one; L if there is none
     table: str  # lines to print: layer by layer the texts' top tokens at one position
-    predictions: list[Predictions]  # , of each text
+    predictions: list[Predictions]  # of each text
 
     def __repr__(self):
         return self.table
