@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mingpt.common import AnyPath
-from mingpt.config import ACTIVATIONS, GPTConfig
+from mingpt.config import ACTIVATIONS
+from mingpt.config import GPTConfig as GPTConfig  # to be found here too
 from mingpt.sites import SITES as SITES  # to be found here too
 from mingpt.sites import Activations, Patches, as_patches, as_store
 from mingpt.sites import Patch as Patch  # to be found here too

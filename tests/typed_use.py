@@ -11,9 +11,9 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 from mingpt.bpe import BPETokenizer
-from mingpt.config import GPTConfig
 from mingpt.interpretability.ablation import ablate_component, ablate_heads
 from mingpt.interpretability.activation_patching import (
+    PatchingResult,
     attribution_patching,
     get_activations,
     patch_activation,
@@ -22,9 +22,8 @@ from mingpt.interpretability.activation_patching import (
 from mingpt.interpretability.circuits import Circuit, Edge, find_circuit
 from mingpt.interpretability.edges import edge_attribution
 from mingpt.interpretability.logit_lens import Predictions, analyze
-from mingpt.interpretability.patching_result import PatchingResult
 from mingpt.interpretability.path_patching import path_patching
-from mingpt.model import GPT, Patch
+from mingpt.model import GPT, GPTConfig, Patch
 from mingpt.trainer import Trainer, TrainerConfig
 
 

@@ -26,7 +26,7 @@ from mingpt.interpretability.inputs import (
     text_of,
     token_texts,
 )
-from mingpt.interpretability.patching_result import PatchingResult
+from mingpt.interpretability.patching_result import PatchingResult as PatchingResult
 from mingpt.interpretability.path_patching import path_patching as path_patching
 from mingpt.interpretability.readout import answer_direction, logit_diff, published_logit_diff
 from mingpt.model import GPT
