@@ -11,7 +11,6 @@ A role is a place to look at. That a head looks there does not show what it take
 that anything depends on it. One head may look at several places.
 """
 
-import csv
 import random
 import signal
 import sys
@@ -25,11 +24,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 import torch
 
-from experiments.corpora import CORPORA, read_corpus, read_text
-from experiments.in_context import print_losses, study_losses, write_losses
+from experiments.corpora import CORPORA, read_corpus, read_text, split_text
+from experiments.in_context import print_losses, study_losses
 from experiments.induction_figures import dotted
+from experiments.train import check_folder, write_rows
 from mingpt.bpe import END_OF_TEXT
-from mingpt.common import atomic_write, command_parser, progress_bar, run_command
+from mingpt.common import command_parser, progress_bar, run_command
 from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import figures, induction
 from mingpt.interpretability.attention_analysis import expected_keys, extract_attention, likeness
@@ -88,9 +88,8 @@ def read_texts(model_name, text, count):
             f"{', '.join([*CORPORA, 'python'])} for the last tenth of that corpus"
         )
     if text in (*CORPORA, "python"):
-        # Where experiments.train cuts.
-        whole = END_OF_TEXT.join(read_corpus(text))
-        return whole[len(whole) * 9 // 10 :].split(END_OF_TEXT)
+        _, held_out = split_text(END_OF_TEXT.join(read_corpus(text)))
+        return held_out.split(END_OF_TEXT)
     return [read_text(text)]
 
 
@@ -231,12 +230,10 @@ def print_roles(rows):
             print("  none")
 
 
-def write_roles(rows, path):
-    """Write a CSV with a line for each Row."""
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(Row)])
-        table.writerows(map(astuple, rows))
+def write_records(records, path):
+    """Write a CSV with a line for each of some objects of a dataclass, a column for each field."""
+    names = [field.name for field in fields(records[0])]
+    write_rows(path, [names, *map(astuple, records)])
 
 
 def plot_roles(measured, title, path=None):
@@ -260,9 +257,7 @@ def plot_roles(measured, title, path=None):
 def report(name, output, text, texts):
     """Measure the named model on so many texts, write tables and picture, print what is clear."""
     folder = Path(output)
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    # Before the work, so that it is not lost.
-    figures.check_output(existing / "roles.png")
+    check_folder(folder, "roles.png")
     if texts < 2:
         raise ValueError(f"an error needs 2 texts or more; got --texts {texts}")
     model = GPT.from_pretrained(name)
@@ -278,8 +273,8 @@ def report(name, output, text, texts):
     folder.mkdir(parents=True, exist_ok=True)
     print_roles(table)
     print_losses(losses)
-    write_roles(table, folder / "roles.csv")
-    write_losses(losses, folder / "in_context.csv")
+    write_records(table, folder / "roles.csv")
+    write_records(losses, folder / "in_context.csv")
     plot_roles(measured, f"Roles of heads: {model.name or name}", folder / "roles.png")
     print(f"\nWrote roles.csv, roles.png and in_context.csv into {folder}.")
 

@@ -14,9 +14,8 @@ what was read before: a share tells what of it needs these heads.
 Source: Olsson et al. 2022 (arXiv 2209.11895), which compares the losses of tokens 500 and 50.
 """
 
-import csv
 import random
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from math import comb, nan
 
@@ -24,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from experiments.induction_figures import dotted
-from mingpt.common import atomic_write, progress_bar
+from mingpt.common import progress_bar
 from mingpt.interpretability import induction, runs
 from mingpt.sites import Patch
 
@@ -71,9 +70,9 @@ def study_losses(model, rows, prompts, heads):
     for name, (ids, split) in inputs.items():
         intact = part_losses(model, ids, split)
         found.append(summarize(name, "nothing", "", intact, [intact]))
+        means = mean_z(model, references[name])
         for kind in induction.KINDS:
-            z = mean_z(model, references[name])
-            z = z if kind == "mean" else torch.zeros_like(z)
+            z = means if kind == "mean" else torch.zeros_like(means)
             for without, sets in names.items():
                 ablated = [part_losses(model, ids, split, patches_for(some, z)) for some in sets]
                 found.append(summarize(name, without, kind, intact, ablated))
@@ -190,11 +189,3 @@ def _share_text(line):
     if line.least_share < line.largest_share:
         text += f" ({line.least_share:.3f} to {line.largest_share:.3f})"
     return text
-
-
-def write_losses(found, path):
-    """Write a CSV with a line for each of the Losses."""
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(Losses)])
-        table.writerows(map(astuple, found))

@@ -20,7 +20,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 from experiments.corpora import read_text
 from experiments.induction_figures import dotted
 from experiments.induction_study import add_prompt_options
-from experiments.train import read_settings, write_rows
+from experiments.train import check_folder, read_settings, write_rows
 from mingpt.common import command_parser, run_command
 from mingpt.interpretability import figures
 from mingpt.interpretability.induction import induction_curve, mean_error
@@ -128,9 +128,7 @@ def report(runs, output, threshold, text, length, bases, seed):
     """
     folder = Path(output)
     picture = folder / "seeds.png"
-    # Before the work, so that it is not lost; made after it, so that bad input leaves no folder.
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    figures.check_output(existing / picture.name)
+    check_folder(folder, picture.name)
     content = read_text(text) if text else None
     measured = {name: read_run(name, length, bases, seed, content) for name in runs}
 

@@ -8,7 +8,6 @@ over the steps. It prints the largest quantities and the heads that the model ne
 quantities are, and what they do not show, stands in mingpt/interpretability/induction.py.
 """
 
-import csv
 import signal
 import sys
 from dataclasses import astuple, dataclass
@@ -34,9 +33,10 @@ from experiments.induction_figures import (
     plot_curve,
     plot_study,
 )
-from mingpt.common import atomic_write, command_parser, run_command
+from experiments.train import check_folder, write_rows
+from mingpt.common import command_parser, run_command
 from mingpt.hub import MODEL_HELP, steps_in
-from mingpt.interpretability import figures, induction
+from mingpt.interpretability import induction
 from mingpt.model import GPT
 
 
@@ -78,12 +78,10 @@ def write_table(studies, settings, path):
 
     settings: {column: value} of the prompts, the same in every line.
     """
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["step", "quantity", "layer.head", "mean", "standard error", *settings])
-        for step, study in studies.items():
-            for row in summarize(study):
-                table.writerow([step, *astuple(row), *settings.values()])
+    rows = [["step", "quantity", "layer.head", "mean", "standard error", *settings]]
+    for step, study in studies.items():
+        rows += [[step, *astuple(row), *settings.values()] for row in summarize(study)]
+    write_rows(path, rows)
 
 
 def print_study(study):
@@ -133,10 +131,7 @@ def report(name, output, text, length, bases, seed):
     picture, curve_picture, table = (
         folder / f"induction{end}" for end in (".png", "_curve.png", ".csv")
     )
-    # Before the work, so that it is not lost; made after it, so that bad input leaves no folder.
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    for file in (picture, curve_picture):
-        figures.check_output(existing / file.name)
+    check_folder(folder, picture.name, curve_picture.name)
     content = read_text(text) if text else None
     # Before the model is read: a run that is still going on writes newer ones.
     last_step = max(steps_in(name), default=None)

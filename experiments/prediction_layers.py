@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.corpora import read_corpus, split_text
-from experiments.train import MEASURED, hashes, read_settings, windows, write_rows
+from experiments.train import MEASURED, check_folder, hashes, read_settings, windows, write_rows
 from mingpt.bpe import END_OF_TEXT
 from mingpt.common import command_parser, progress_bar, run_command
 from mingpt.hub import MODEL_HELP
@@ -266,9 +266,7 @@ def report(name, corpus, output):
     """
     folder = Path(output)
     picture = folder / "layers.png"
-    # Before the work, so that it is not lost; made after it, so that bad input leaves no folder.
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    figures.check_output(existing / picture.name)
+    check_folder(folder, picture.name)
     text = END_OF_TEXT.join(read_corpus(corpus))
     check_text(name, text)
     training, held_out = split_text(text)

@@ -237,8 +237,18 @@ def measure_losses(trainer, rows, bits, path):
 
 def write_rows(path, rows):
     """Write a CSV file, which is always whole."""
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+
+
+def check_folder(folder, *pictures):
+    """ValueError unless files of these names can be written into a folder, which may be a new one.
+
+    It is asked before the work, which would be lost. It makes nothing: bad input leaves no folder.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    for name in pictures:
+        figures.check_output(existing / name)
 
 
 def print_progress(row):
