@@ -33,7 +33,7 @@ from mingpt.hub import MODEL_HELP
 from mingpt.interpretability import figures, runs
 from mingpt.interpretability.induction import mean_error
 from mingpt.interpretability.inputs import tokenizer_of
-from mingpt.interpretability.logit_lens import measure_convergence, read_stream
+from mingpt.interpretability.logit_lens import Bigrams, measure_convergence, read_stream
 from mingpt.interpretability.reports import name_model
 from mingpt.model import GPT
 
@@ -47,31 +47,12 @@ SURE = 0.5
 GROUPS = ("the bigrams'", "another", "the bigrams', sure", "another, sure")
 
 
-@dataclass
-class Bigrams:
-    """What comes after each token of a text."""
-
-    counts: Tensor  # (V,V), sparse: how often column came after row
-    unigrams: Tensor  # (V,), probabilities; each token counts once more than it came
-
-    def after(self, ids):
-        """(T,V): the probabilities of the token after each of ids (T,).
-
-        As in compare_to_bigram, one pseudo-count for each token, spread like the unigrams.
-        """
-        shares = self.counts.index_select(0, ids).to_dense() + self.unigrams
-        return shares / shares.sum(-1, keepdim=True)
-
-
 def count_bigrams(ids, V):
-    """The Bigrams of ids (N,) below V."""
-    ones = torch.ones(len(ids) - 1)
-    pairs = torch.stack((ids[:-1], ids[1:]))
-    # Coalesced, equal pairs are one entry, their sum.
-    counts = torch.sparse_coo_tensor(pairs, ones, (V, V), check_invariants=True).coalesce()
-    # Without the 1 the loss on a token that is new in the held-out text would be infinite.
-    unigrams = torch.bincount(ids[1:], minlength=V) + 1
-    return Bigrams(counts, unigrams / unigrams.sum())
+    """The Bigrams of ids (N,) below V; among the unigrams each counts once more than it came.
+
+    Without that the loss on a token that is new in the held-out text would be infinite.
+    """
+    return Bigrams.count(ids.unfold(0, 2, 1).T, V, extra=1)
 
 
 @dataclass

@@ -190,6 +190,36 @@ def _first_lasting(holds):
     return len(holds) - lasting
 
 
+@dataclass
+class Bigrams:
+    """What comes after each token of some texts."""
+
+    counts: Tensor  # (V,V), sparse: how often column came after row
+    unigrams: Tensor  # (V,), probabilities
+
+    @classmethod
+    def count(cls, pairs: Tensor, V: int, extra: int = 0) -> "Bigrams":
+        """The Bigrams of pairs (2,N): tokens below V, and what came after each.
+
+        extra: how much more often than it came each token counts among the unigrams.
+        """
+        ones = torch.ones_like(pairs[0], dtype=torch.float)
+        # Sparse, since V x V numbers would not fit; coalesced, equal pairs are one, their sum.
+        counts = torch.sparse_coo_tensor(pairs, ones, (V, V), check_invariants=True).coalesce()
+        unigrams = torch.bincount(pairs[1], minlength=V) + extra
+        return cls(counts, unigrams / unigrams.sum())
+
+    def after(self, ids: Tensor) -> Tensor:
+        """(T,V): the probabilities of the token after each of ids (T,).
+
+        One pseudo-count for each token, spread like the unigrams: without it a token that came once
+        would be sure of what follows.
+        """
+        shares = self.counts.index_select(0, ids).to_dense()
+        shares += self.unigrams
+        return shares / shares.sum(-1, keepdim=True)
+
+
 @torch.no_grad()
 def compare_to_bigram(
     model: GPT, texts: Sequence[Text] | Tensor, site: str = "resid_post"
@@ -198,9 +228,8 @@ def compare_to_bigram(
 
     Low where a layer predicts by the current token alone. texts: a list, or ids (B,T).
     Cost: analyze of each.
-    The bigrams have one pseudo-count for each token, spread like the unigrams: without it a token
-    that came once would be sure of what follows. In this direction pairs that were never seen
-    count for nothing, so they need no share of their own.
+    In this direction pairs that were never seen count for nothing, so they need no share of their
+    own beside that of Bigrams.
     """
     _check_site(site)
     rows = [encode(model, text) for text in _separate(texts)]
@@ -209,20 +238,14 @@ def compare_to_bigram(
         raise ValueError("no text has two tokens in a row; give a list of longer ones")
 
     pairs = torch.cat([ids[0].unfold(0, 2, 1) for ids in rows]).T  # (2,N)
-    V = model.config.vocab_size
-    ones = torch.ones_like(pairs[0], dtype=torch.float)
-    # Sparse, since V x V numbers would not fit; coalesced, equal pairs are one entry, their sum.
-    counts = torch.sparse_coo_tensor(pairs, ones, (V, V), check_invariants=True).coalesce()
-    unigrams = torch.bincount(pairs[1], minlength=V) / len(ones)
+    bigrams = Bigrams.count(pairs, model.config.vocab_size)
     total = torch.zeros(model.config.n_layer)
     for ids in rows:
-        bigrams = counts.index_select(0, ids[0, :-1]).to_dense()  # (T-1,V)
-        bigrams += unigrams
-        bigrams /= bigrams.sum(-1, keepdim=True)
+        following = bigrams.after(ids[0, :-1])  # (T-1,V)
         for layer, x in runs.record(model, ids, [site])[site].items():
             _, log_probs = read_stream(model, x[0, :-1])  # (T-1,V)
-            total[layer] += F.kl_div(log_probs, bigrams, reduction="sum").item()
-    return total / len(ones)
+            total[layer] += F.kl_div(log_probs, following, reduction="sum").item()
+    return total / pairs.size(1)
 
 
 def _separate(texts):
